@@ -1,0 +1,85 @@
+"""`paceline train`: train the pocket models, or ones like them, on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Train small models on this machine.", no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """Train small models on this machine."""
+
+
+@app.command("lm")
+def lm(
+    out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
+    preset: Annotated[str, typer.Option(help="pocket-code, pocket-code-draft or tiny.")] = "pocket-code",
+    minutes: Annotated[float | None, typer.Option(help="Budget in minutes of work.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in optimizer steps.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Distil from the model in this folder.")] = None,
+    corpus: Annotated[
+        list[Path] | None, typer.Option(help="Folder of Python files instead of the installed packages.")
+    ] = None,
+    extra: Annotated[Path | None, typer.Option(help="Folder of extra text (*.jsonl, *.gz).")] = None,
+    no_extra: Annotated[
+        bool, typer.Option("--no-extra", help="Do not look for the default extra text.")
+    ] = False,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder for packed tokens and checkpoints [default: OUT.work].")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the work folder's checkpoint.")
+    ] = False,
+    length: Annotated[int, typer.Option(help="Window length in tokens.")] = 1024,
+    batch: Annotated[int, typer.Option(help="Windows per step.")] = 8,
+    micro_batch: Annotated[int, typer.Option(help="Windows per forward pass.")] = 2,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-3,
+    optimizer: Annotated[str, typer.Option(help="muon or adamw.")] = "muon",
+    vocabulary: Annotated[int, typer.Option(help="Tokens in a newly trained tokenizer.")] = 4096,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 0,
+) -> None:
+    """Train a language model on Python source: corpus, tokenizer, packing and training in one go.
+
+    Stop it with ctrl-C and go on with --resume. The budget counts work, so a suspended run loses nothing.
+    """
+    import torch
+
+    from paceline.training import corpus as texts
+    from paceline.training import lm as training
+    from paceline.training.recipe import Recipe, run
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise typer.BadParameter("no CUDA device here", param_hint="--device")
+    for folder in [*(corpus or []), *filter(None, [extra, teacher])]:
+        if not folder.is_dir():
+            raise typer.BadParameter(f"{folder} is not a folder")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if extra is None and not no_extra and texts.DEFAULT_EXTRA.is_dir():
+        extra = texts.DEFAULT_EXTRA
+    work = work or out.with_name(out.name + ".work")
+    try:
+        config = training.LMConfig(
+            tokens=tokens,
+            steps=steps,
+            minutes=minutes,
+            length=length,
+            batch=batch,
+            micro_batch=micro_batch,
+            lr=lr,
+            optimizer=optimizer,
+            device=device,
+            seed=seed,
+        )
+        recipe = Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, vocabulary)
+        run(recipe, config, resume)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error

@@ -1,0 +1,129 @@
+"""From nothing to a trained folder: corpus, tokenizer, packed tokens, training.
+
+Every stage leaves its result in the work folder and is skipped when that is there, so a second run (or a draft
+trained beside its target) starts where the first one got to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from .corpus import DEFAULT_ROOM, Document, Source, build_corpus
+from .lm import LMConfig, Trainer
+from .packing import PackedTokens, pack
+from .presets import preset_config
+from .report import Reporter
+from .tokenizer import VOCABULARY, train_tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Which model, from which texts, into which folder."""
+
+    preset: str
+    out: Path
+    work: Path
+    """Tokenizer, packed tokens and checkpoint."""
+    corpus: tuple[Path, ...] = ()
+    """Folders of Python files to train on; none means the installed packages."""
+    extra: Path | None = None
+    """An optional folder of extra text."""
+    teacher: Path | None = None
+    """A folder whose model is distilled; its tokenizer is used as well."""
+    vocabulary: int = VOCABULARY
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where this preset's checkpoint lies."""
+        return self.work / f"{self.preset}.pt"
+
+
+def run(recipe: Recipe, config: LMConfig, resume: bool = False, console: Console | None = None) -> float:
+    """Do every stage that is left; returns the final validation bits per byte."""
+    console = console or Console(stderr=True)
+    if resume and not recipe.checkpoint.exists():
+        raise ValueError(f"nothing to resume: {recipe.checkpoint} does not exist")
+    if not resume and recipe.checkpoint.exists():
+        raise ValueError(f"{recipe.checkpoint} exists: continue it with --resume, or choose another --work")
+    torch.manual_seed(config.seed)
+    tokenizer = prepare(recipe, console)
+    end = tokenizer.eos_token_id
+    model = LlamaForCausalLM(preset_config(recipe.preset, len(tokenizer), end, config.length))
+    console.print(f"{recipe.preset}: {model.num_parameters() / 1e6:.2f} million parameters", highlight=False)
+    trainer = Trainer(
+        model,
+        tokenizer,
+        PackedTokens(recipe.work / "train.bin", config.length, config.seed),
+        PackedTokens(recipe.work / "validation.bin", config.length),
+        config,
+        recipe.out,
+        recipe.checkpoint,
+        load_teacher(recipe.teacher, len(tokenizer)),
+    )
+    if resume:
+        trainer.resume()
+    return trainer.run(Reporter(console, config.log_seconds))
+
+
+def load_teacher(folder: Path | None, vocabulary: int) -> PreTrainedModel | None:
+    """The teacher in bfloat16, if its vocabulary is the student's."""
+    if folder is None:
+        return None
+    teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    if teacher.config.vocab_size != vocabulary:
+        raise ValueError(f"the teacher has {teacher.config.vocab_size} tokens, the tokenizer {vocabulary}")
+    return teacher
+
+
+def prepare(recipe: Recipe, console: Console) -> PreTrainedTokenizerFast:
+    """Tokenizer and packed tokens in the work folder."""
+    folder = recipe.work / "tokenizer"
+    packed = [recipe.work / name for name in ("train.bin", "validation.bin")]
+    if not (folder.exists() and all(path.exists() for path in packed)):
+        train, validation = collect(recipe, console)
+        with console.status("training the tokenizer"):
+            tokenizer = make_tokenizer(recipe, train)
+        with Progress(console=console) as progress:
+            for documents, path in zip((train, validation), packed, strict=True):
+                task = progress.add_task(f"packing {path.stem}", total=len(documents))
+                pack(documents, tokenizer, path, partial(progress.advance, task))
+        tokenizer.save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    if recipe.teacher is not None:
+        theirs = PreTrainedTokenizerFast.from_pretrained(recipe.teacher)
+        if theirs.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"{recipe.work} was packed with another tokenizer than the teacher's: choose another --work"
+            )
+    return tokenizer
+
+
+def collect(recipe: Recipe, console: Console) -> tuple[list[Document], list[Document]]:
+    """Training and validation documents of the recipe."""
+    sources = [Source(folder.name, folder, cap=1000 * DEFAULT_ROOM) for folder in recipe.corpus] or None
+    with console.status("reading the corpus"):
+        train, validation = build_corpus(sources, recipe.extra)
+    if not train or not validation:
+        raise ValueError(
+            f"the corpus has {len(train)} training and {len(validation)} validation documents: too few"
+        )
+    megabytes = sum(document.size for document in train) / 1e6
+    console.print(
+        f"corpus: {len(train)} documents, {megabytes:.1f} MB, {len(validation)} held out", highlight=False
+    )
+    return train, validation
+
+
+def make_tokenizer(recipe: Recipe, train: list[Document]) -> PreTrainedTokenizerFast:
+    """The teacher's tokenizer, or a new one from every second document (more would not change the merges)."""
+    if recipe.teacher is not None:
+        return PreTrainedTokenizerFast.from_pretrained(recipe.teacher)
+    recipe.work.mkdir(parents=True, exist_ok=True)
+    return train_tokenizer((document.text for document in train[::2]), recipe.vocabulary)
