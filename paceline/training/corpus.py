@@ -1,14 +1,15 @@
 """The pocket models' corpus: Python source that is already on the machine.
 
-Standard library and installed packages are idiomatic, permissively licensed and found offline, so anybody can
-rebuild the corpus. A document is one file (or one record of the optional extra text). Three rules keep it honest:
+Standard library and installed packages are idiomatic, permissively licensed and found offline, so anybody
+can rebuild the corpus. A document is one file (or one record of the optional extra text). Three rules keep
+it honest:
 
-* **hold-out by content**: a document whose SHA-256 modulo 100 is below 2 is validation, on every machine and in
-  every version, so a benchmark that cuts its prompts from `held_out_files()` never asks for training text;
-* **no near-duplicates**: files that mostly repeat lines already kept are dropped, held-out files first in line,
-  so that a training file cannot be a copy of a validation file;
-* **shares**: each distribution has a cap, because fifty million bytes of similar modelling code would teach less
-  than ten different libraries.
+* **hold-out by content**: a document whose SHA-256 modulo 100 is below 2 is validation, on every machine and
+  in every version, so a benchmark that cuts its prompts from `held_out_files()` never asks for training text;
+* **no near-duplicates**: files that mostly repeat lines already kept are dropped, held-out files first in
+  line, so that a training file cannot be a copy of a validation file;
+* **shares**: each distribution has a cap, because fifty million bytes of similar modelling code would teach
+  less than ten different libraries.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ class Document:
 
 
 def is_held_out(content: bytes | str | Path) -> bool:
-    """Whether a text (or a file's content) belongs to validation: SHA-256 modulo 100 below `HOLD_OUT_PERCENT`."""
+    """Whether a text (or a file's content) is validation: SHA-256 modulo 100 below `HOLD_OUT_PERCENT`."""
     if isinstance(content, Path):
         content = content.read_bytes()
     elif isinstance(content, str):
@@ -76,13 +77,13 @@ def is_held_out(content: bytes | str | Path) -> bool:
 
 
 def held_out_files() -> list[Path]:
-    """Standard-library files that no pocket model was trained on, sorted by path: what benchmarks cut prompts from."""
+    """Standard-library files no pocket model was trained on, sorted: benchmarks cut prompts from them."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return [p for p in python_files(root) if "test" not in p.relative_to(root).parts and is_held_out(p)]
 
 
 def python_files(root: Path) -> list[Path]:
-    """The readable source files under `root`, sorted; vendored, generated, huge and non-UTF-8 files are left out."""
+    """The readable source files under `root`, sorted; no vendored, generated, huge or non-UTF-8 ones."""
     paths = (p for p in sorted(root.rglob("*.py")) if SKIPPED_PARTS.isdisjoint(p.relative_to(root).parts))
     return [p for p in paths if p.is_file() and (text := read_text(p)) is not None and is_readable(text)]
 
@@ -106,7 +107,7 @@ def is_readable(text: str) -> bool:
     return not dense and max(map(len, lines)) < 1000 and len(text) / len(lines) < 80
 
 
-# Packages that read well, with more room than the default share; the rest of the environment gets 1.5 MB each.
+# Large packages that read well have more room, in bytes, than the others.
 ROOM = {
     "torch": 6_000_000,
     "transformers": 5_000_000,
@@ -157,8 +158,8 @@ def shingles(text: str, lines: int = 3) -> set[int]:
 def drop_near_duplicates(documents: Sequence[Document], threshold: float = 0.4) -> list[Document]:
     """Keep a document unless more than `threshold` of its shingles occur in documents kept before it.
 
-    Containment in *everything* kept, not similarity to one file: a file pasted together from several others is a
-    duplicate too. Held-out documents are considered first, whatever their position.
+    Containment in *everything* kept, not similarity to one file: a file pasted together from several others
+    is a duplicate too. Held-out documents are considered first, whatever their position.
     """
     seen: set[int] = set()
     kept: list[Document] = []
@@ -182,7 +183,7 @@ def cap_shares(documents: Iterable[Document], caps: dict[str, int]) -> Iterator[
 
 
 def read_extra(folder: Path) -> Iterator[Document]:
-    """Records of the optional text: `*.jsonl` (question and answer) and `*.gz` (a sentence a line, 20 a document)."""
+    """The optional text: `*.jsonl` (question and answer), `*.gz` (a sentence a line, 20 a document)."""
     for path in sorted(folder.glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)

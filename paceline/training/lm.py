@@ -1,14 +1,15 @@
 """Train a small language model: one loop, one checkpoint, one Hugging Face folder.
 
-The budget is tokens, steps or minutes of work, whichever comes first, and the learning-rate schedule follows the
-fraction of it that is used, so that a run of `minutes=90` ends on time *with* its decay. With a teacher, the loss
-mixes cross-entropy with the divergence from the teacher's next-token distribution: a draft learns to guess what its
-target would say.
+The budget is tokens, steps or minutes of work, whichever comes first, and the learning-rate schedule follows
+the fraction of it that is used, so that a run of `minutes=90` ends on time *with* its decay. With a teacher,
+the loss mixes cross-entropy with the divergence from the teacher's next-token distribution: a draft learns to
+guess what its target would say.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import math
 import os
@@ -27,7 +28,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from .packing import PackedTokens
 from .report import Reporter
-from .schedule import ActiveClock, make_optimizers, rate, set_rate
+from .schedule import OPTIMIZERS, ActiveClock, make_optimizers, rate, set_rate
 
 SHARD = "15MB"
 
@@ -68,6 +69,8 @@ class LMConfig:
             raise ValueError("a run needs a budget: tokens, steps or minutes")
         if any(b is not None and b <= 0 for b in (self.tokens, self.steps, self.minutes)):
             raise ValueError("a budget must be positive")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"unknown optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
         if self.batch % self.micro_batch:
             raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
 
@@ -89,7 +92,7 @@ class LMConfig:
 
 
 class Trainer:
-    """A model in training. `run()` goes on to the budget's end, or until asked to stop, and leaves a checkpoint."""
+    """A model in training. `run()` works to the budget's end, or a signal's stop, and leaves a checkpoint."""
 
     def __init__(
         self,
@@ -102,14 +105,17 @@ class Trainer:
         checkpoint: Path,
         teacher: PreTrainedModel | None = None,
     ) -> None:
-        self.model = model.to(config.device)
+        self.model = model
         self.tokenizer = tokenizer
         self.train = train
         self.validation = validation
         self.config = config
         self.out = out
         self.checkpoint = checkpoint
-        self.teacher = teacher.to(config.device).eval() if teacher is not None else None
+        self.teacher = teacher
+        for module in (model, teacher):
+            if module is not None:
+                nn.Module.to(module, config.device)
         self.optimizers = make_optimizers(model, config.optimizer, config.lr, config.weight_decay)
         self.step = 0
         self.clock = ActiveClock()
@@ -160,7 +166,7 @@ class Trainer:
         return total
 
     def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Loss of `[batch, length + 1]` windows: cross-entropy, mixed with KL(teacher || model) under a teacher."""
+        """Loss of windows `[batch, length + 1]`: cross-entropy, mixed with KL(teacher || model)."""
         logits = self._logits(self.model, windows)
         loss = F.cross_entropy(logits, windows[:, 1:].reshape(-1))
         if self.teacher is None:
@@ -229,9 +235,8 @@ class Trainer:
 
 def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Save as a Hugging Face folder with bfloat16 weights in shards below 16 MB."""
-    weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
-    saved = type(model)(model.config).to(torch.bfloat16)
-    saved.load_state_dict(weights)
+    saved = copy.deepcopy(model)
+    nn.Module.to(saved, torch.bfloat16)
     saved.config.dtype = torch.bfloat16
     end = tokenizer.eos_token_id
     saved.generation_config = GenerationConfig(bos_token_id=end, eos_token_id=end, pad_token_id=end)

@@ -21,7 +21,7 @@ def pack(
     path: Path,
     advance: Callable[[int], None] = lambda count: None,
 ) -> None:
-    """Write every document followed by the end token as little-endian uint16, plus `<path>.json` with the counts.
+    """Write every document and an end token as little-endian uint16, and the counts beside it as JSON.
 
     `advance` is called with the number of documents finished, for a progress bar.
     """
@@ -49,8 +49,8 @@ def pack(
 class PackedTokens:
     """A packed file as batches of windows `[batch, length + 1]` (inputs and their next tokens).
 
-    Each epoch cuts the file at another offset and visits the windows in another order. A batch is a function of
-    its index alone, so resuming needs nothing but the step.
+    Each epoch cuts the file at another offset and visits the windows in another order. A batch is a function
+    of its index alone, so resuming needs nothing but the step.
     """
 
     def __init__(self, path: Path, length: int, seed: int = 0) -> None:

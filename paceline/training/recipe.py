@@ -1,7 +1,7 @@
 """From nothing to a trained folder: corpus, tokenizer, packed tokens, training.
 
-Every stage leaves its result in the work folder and is skipped when that is there, so a second run (or a draft
-trained beside its target) starts where the first one got to.
+Every stage leaves its result in the work folder and is skipped when that is there, so a second run (or a
+draft trained beside its target) starts where the first one got to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel
 from .corpus import DEFAULT_ROOM, Document, Source, build_corpus
 from .lm import LMConfig, Trainer
 from .packing import PackedTokens, pack
-from .presets import preset_config
+from .presets import check_preset, preset_config
 from .report import Reporter
 from .tokenizer import VOCABULARY, train_tokenizer
 
@@ -38,6 +38,9 @@ class Recipe:
     teacher: Path | None = None
     """A folder whose model is distilled; its tokenizer is used as well."""
     vocabulary: int = VOCABULARY
+
+    def __post_init__(self) -> None:
+        check_preset(self.preset)
 
     @property
     def checkpoint(self) -> Path:
@@ -87,6 +90,7 @@ def prepare(recipe: Recipe, console: Console) -> PreTrainedTokenizerFast:
     folder = recipe.work / "tokenizer"
     packed = [recipe.work / name for name in ("train.bin", "validation.bin")]
     if not (folder.exists() and all(path.exists() for path in packed)):
+        recipe.work.mkdir(parents=True, exist_ok=True)
         train, validation = collect(recipe, console)
         with console.status("training the tokenizer"):
             tokenizer = make_tokenizer(recipe, train)
@@ -125,5 +129,4 @@ def make_tokenizer(recipe: Recipe, train: list[Document]) -> PreTrainedTokenizer
     """The teacher's tokenizer, or a new one from every second document (more would not change the merges)."""
     if recipe.teacher is not None:
         return PreTrainedTokenizerFast.from_pretrained(recipe.teacher)
-    recipe.work.mkdir(parents=True, exist_ok=True)
     return train_tokenizer((document.text for document in train[::2]), recipe.vocabulary)

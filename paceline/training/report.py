@@ -34,7 +34,7 @@ class Reporter:
         self.bar.stop()
 
     def update(self, step: int, progress: float, loss: float, tokens: int, seconds: float) -> None:
-        """After a step of `tokens` tokens: loss in nats, `seconds` of work so far. Loss and speed are smoothed."""
+        """Show a step of `tokens` tokens: loss in nats (smoothed), `seconds` of work since the start."""
         speed = tokens / max(seconds - self.seconds, 1e-6)
         self.seconds = seconds
         self.average = loss if self.average is None else 0.95 * self.average + 0.05 * loss

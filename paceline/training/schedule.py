@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
+
+OPTIMIZERS = ("muon", "adamw")
+EMBEDDING = re.compile(r"embed|lm_head")
 
 
 def rate(progress: float, warmup: float, decay: float) -> float:
@@ -45,25 +50,21 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """`adamw`, or `muon` for the layers' matrices with AdamW for embeddings and norms.
 
-    Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; scaled to AdamW's step size (`match_rms_adamw`)
-    it shares AdamW's learning rate, and at this size it needs roughly a third fewer tokens for the same loss.
+    Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; scaled to AdamW's step size
+    (`match_rms_adamw`) it shares AdamW's learning rate, and it usually needs fewer tokens for the same loss.
     """
-    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for n, p in named if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
-    chosen = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in chosen]
-    groups = [
-        {"params": [p for p in rest if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in rest if p.ndim == 1], "weight_decay": 0.0},
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and not EMBEDDING.search(n)]
+    embeddings = [p for n, p in model.named_parameters() if p.ndim == 2 and EMBEDDING.search(n)]
+    norms = [p for p in model.parameters() if p.ndim == 1]
+    decayed = embeddings if name == "muon" else matrices + embeddings
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": norms, "weight_decay": 0.0},
     ]
-    if name == "adamw":
-        groups[0]["params"] = [*matrices, *groups[0]["params"]]
-    elif name != "muon":
-        raise ValueError(f"unknown optimizer {name!r}: choose muon or adamw")
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
     ]
-    if name == "muon" and matrices:
+    if name == "muon":
         muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)
     return optimizers

@@ -1,9 +1,10 @@
 """Byte-level BPE for code, small enough for a pocket model.
 
-The pre-tokenizer decides what may become one token. Newline and the following indentation stay together, so that
-"end of line, two levels deep" is a single token; a word takes the space or dot before it (` return`, `.append`);
-digits stay single, so numbers need no vocabulary. Every byte is in the alphabet: any text survives a round trip.
-No token is added when encoding; `<|endoftext|>` separates documents in training and ends a generation.
+The pre-tokenizer decides what may become one token. Newline and the following indentation stay together, so
+that "end of line, two levels deep" is a single token; a word takes the space or dot before it (` return`,
+`.append`); digits stay single, so numbers need no vocabulary. Every byte is in the alphabet: any text
+survives a round trip. No token is added when encoding; `<|endoftext|>` separates documents in training and
+ends a generation.
 """
 
 from __future__ import annotations
