@@ -1,0 +1,5 @@
+"""Key-value caches."""
+
+from paceline.caches.trie import Extension, Row, TrieCache
+
+__all__ = ["Extension", "Row", "TrieCache"]

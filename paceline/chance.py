@@ -1,0 +1,83 @@
+"""Randomness keyed by (seed, output position), never by call order.
+
+Two kinds of draw. *Coupled* draws add Gumbel noise `g(position)` to a log-distribution and take the best
+token: whoever draws at a position, drafter or verifier, row or batch, sees the same noise, hence the same
+seed gives the same text under every drafter (Gumbel-max trick; Maddison et al., "A* Sampling", 2014).
+*Independent* draws (`bernoulli`, `categorical`) serve rejection-style verifiers, each under its own key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+import torch
+
+
+class Chance(ABC):
+    """Source of all random decisions of one generated sequence."""
+
+    @abstractmethod
+    def couple(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        """Draw one token a row with the noise of the row's output position.
+
+        Args:
+            scores: `[n, V]` float, unnormalised log-probabilities (any device).
+            positions: n output positions; equal positions share their noise.
+
+        Returns:
+            `[n]` int64 tokens on the device of `scores`. Row i is distributed as `softmax(scores[i])`.
+        """
+
+    @abstractmethod
+    def bernoulli(self, p: float, position: int, key: Hashable) -> bool:
+        """True with probability `p` (values outside [0, 1] act as the nearer bound)."""
+
+    @abstractmethod
+    def categorical(self, p: torch.Tensor, position: int, key: Hashable) -> int:
+        """A token from `p`: `[V]` non-negative weights with a positive sum."""
+
+
+class SeededChance(Chance):
+    """Counter-based (Philox) randomness: equal on every platform for equal seed, stream and position.
+
+    Args:
+        seed: the request's seed, any non-negative integer below 2**63.
+        stream: which of the request's `n` samples this is.
+    """
+
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self.seed, self.stream = seed, stream
+        self._noise: dict[int, torch.Tensor] = {}
+
+    def _generator(self, position: int, key: Hashable) -> np.random.Generator:
+        digest = hashlib.blake2b(repr((self.seed, self.stream, position, key)).encode(), digest_size=16).digest()
+        return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+
+    def noise(self, position: int, size: int) -> torch.Tensor:
+        """`[size]` float32 standard Gumbel noise of an output position."""
+        row = self._noise.get(position)
+        if row is None or len(row) != size:
+            uniform = self._generator(position, "gumbel").random(size, dtype=np.float64)
+            gumbel = -np.log(-np.log(np.clip(uniform, 1e-300, 1 - 1e-16)))
+            row = torch.from_numpy(gumbel.astype(np.float32))
+            # Drafter and verifier ask for the same few positions ahead; older ones are never asked for again.
+            for old in [known for known in self._noise if known < position - 64]:
+                del self._noise[old]
+            self._noise[position] = row
+        return row
+
+    def couple(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        noise = torch.stack([self.noise(position, scores.shape[-1]) for position in positions])
+        return (scores + noise.to(scores.device, non_blocking=True)).argmax(-1)
+
+    def bernoulli(self, p: float, position: int, key: Hashable) -> bool:
+        return bool(self._generator(position, ("bernoulli", key)).random() < p)
+
+    def categorical(self, p: torch.Tensor, position: int, key: Hashable) -> int:
+        weights = np.cumsum(p.double().cpu().numpy())
+        point = self._generator(position, ("categorical", key)).random() * weights[-1]
+        # Rounding may lift the point onto the total, where no token lies.
+        return int(np.searchsorted(weights, min(point, np.nextafter(weights[-1], 0)), side="right"))

@@ -1,0 +1,92 @@
+"""Drafters: propose tokens that the target will probably choose.
+
+Five verbs and no more. The engine calls `begin` when a sequence is admitted, then every step `propose`, the
+forward pass, `observe` (what the target said at every node), `commit` (what was kept), and at last `end`.
+A drafter's per-sequence state lives in `sequence.drafts`, never in the drafter, which may serve many sequences.
+What a drafter learns across requests (a table, a datastore) may live in it.
+
+Most drafters implement `draft(sequence, nodes, depth)` alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+
+from paceline.tree import TokenTree
+
+if TYPE_CHECKING:
+    from paceline.models.causal import CausalModel
+    from paceline.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one step did to one sequence.
+
+    Attributes:
+        sequence: the record, its `tokens` already extended.
+        tree: what was drafted.
+        logits: `[len(tree), V]` float32 raw target logits at every node (on the model's device).
+        path: accepted node indices, root first; `len(path) - 1` drafted tokens were accepted.
+        tokens: emitted tokens, after trimming: the accepted ones and the bonus token.
+    """
+
+    sequence: Sequence
+    tree: TokenTree
+    logits: torch.Tensor
+    path: list[int]
+    tokens: list[int]
+
+
+class Drafter(ABC):
+    """Base of all drafters. Subclasses are dataclasses: their init fields are the knobs."""
+
+    #: Shapes of tree it may draft: "chain" or "tree" (see `paceline.plan`).
+    shape: str = "chain"
+    #: Whether sampled tokens come with the law they were drawn from (`TokenTree.draws`).
+    samples: ClassVar[bool] = False
+
+    def attach(self, target: CausalModel) -> None:
+        """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
+        return None
+
+    def begin(self, sequence: Sequence) -> None:
+        """A sequence starts; `sequence.tokens` holds the prompt."""
+        return None
+
+    @abstractmethod
+    def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        """One tree a sequence, rooted at its last token.
+
+        Args:
+            sequences: those that chose this drafter.
+            budget: for each, the most drafted nodes and the greatest depth that can be used.
+        """
+
+    def observe(self, outcomes: Seq[Outcome]) -> None:
+        """The target's logits at every scored node, accepted or not."""
+        return None
+
+    def commit(self, outcomes: Seq[Outcome]) -> None:
+        """Which nodes were kept and which tokens were emitted."""
+        return None
+
+    def end(self, sequence: Sequence) -> None:
+        """The sequence is finished, failed or cancelled; release what belongs to it."""
+        return None
+
+
+class SequenceDrafter(Drafter):
+    """A drafter that looks at one sequence at a time."""
+
+    @abstractmethod
+    def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
+        """A tree of at most `nodes` drafted nodes and depth `depth` under the sequence's last token."""
+
+    def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        return [self.draft(s, nodes, depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)]

@@ -1,0 +1,263 @@
+"""One adapter for every decoder-only transformers model: score trees of tokens on trie cache rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from paceline.caches import Extension, Row, TrieCache
+from paceline.errors import ModelError, Unsupported
+from paceline.tree import TokenTree
+
+Mask = torch.Tensor | dict[str, torch.Tensor]
+
+
+class Forward(Protocol):
+    """How a batch of nodes is turned into logits: the module's own forward pass, or a faster equal one."""
+
+    kv_dtype: torch.dtype
+
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: Any,
+        cache: TrieCache,
+        rows: torch.Tensor | None,
+        hidden: tuple[int, ...] = (),
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Logits of one forward pass over several trees.
+
+    Attributes:
+        logits: `[total, V]` float32, the trees' nodes one after the other.
+        starts: where each tree's nodes begin in `logits`, and the total at the end.
+        hidden: `{layer: [total, d]}` as asked for.
+    """
+
+    logits: torch.Tensor
+    starts: list[int]
+    hidden: dict[int, torch.Tensor]
+
+    def of(self, i: int) -> torch.Tensor:
+        """`[len(tree i), V]`."""
+        return self.logits[self.starts[i] : self.starts[i + 1]]
+
+
+class ModuleForward:
+    """The transformers module's own forward pass."""
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.kv_dtype = module.dtype
+
+    def __call__(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        mask: Mask,
+        cache: TrieCache,
+        rows: torch.Tensor | None,
+        hidden: tuple[int, ...] = (),
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        """Tokens and positions `[B, T]`, additive float mask `[B, 1, T, S]` (or one a layer type)."""
+        dtype = self.module.dtype
+        cast = {k: m.to(dtype) for k, m in mask.items()} if isinstance(mask, dict) else mask.to(dtype)
+        out = self.module(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=cast,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=bool(hidden),
+        )
+        logits = out.logits.flatten(0, 1)
+        taps = {layer: out.hidden_states[layer].flatten(0, 1) for layer in hidden}
+        if rows is not None:
+            logits, taps = logits[rows], {layer: h[rows] for layer, h in taps.items()}
+        return logits.float(), taps
+
+
+class CausalModel:
+    """A decoder-only model that scores token trees.
+
+    Args:
+        module: a loaded `PreTrainedModel` with a language-model head.
+        forward: a faster forward pass that computes the same; the module's own by default.
+        name: for messages.
+
+    Raises:
+        Unsupported: the architecture cannot be driven (recurrent layers, encoder-decoder, ...), with the reason.
+    """
+
+    def __init__(self, module: Any, forward: Forward | None = None, name: str = "model") -> None:
+        self.module, self.name = module.eval(), name
+        self.config = module.config.get_text_config(decoder=True)
+        self.forward: Forward = forward or ModuleForward(module)
+        self.device = torch.device(module.device)
+        self.vocab_size = int(self.config.vocab_size)
+        self.num_layers = int(self.config.num_hidden_layers)
+        self.windows = _windows(self.config)
+        self.context = int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """Ids that end a text, from the generation config, else the config."""
+        generation = getattr(self.module, "generation_config", None)
+        ids = getattr(generation, "eos_token_id", None)
+        if ids is None:
+            ids = getattr(self.config, "eos_token_id", None)
+        return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of weights read by one forward pass (an untied embedding table is not)."""
+        weights = {p.data_ptr(): p.nbytes for p in self.module.parameters() if p.numel()}
+        return sum(weights.values())
+
+    def new_cache(self, rows: int, limit: int | None = None, capacity: int = 512) -> TrieCache:
+        """An empty cache for `rows` sequences of at most `limit` tokens (the model's context by default)."""
+        return TrieCache(
+            layers=self.num_layers,
+            rows=rows,
+            limit=limit or self.context,
+            dtype=self.forward.kv_dtype,
+            device=self.device,
+            capacity=capacity,
+        )
+
+    @torch.inference_mode()
+    def score(
+        self,
+        cache: TrieCache,
+        rows: Seq[Row],
+        trees: Seq[TokenTree],
+        pending: Seq[Seq[int]] | None = None,
+        hidden: tuple[int, ...] = (),
+    ) -> Scores:
+        """One forward pass over a tree a row.
+
+        Args:
+            cache: the rows' cache. Neighbouring rows share a pass; others take one each.
+            rows: one a tree.
+            trees: nodes to score; their keys and values go into the rows' crowns.
+            pending: for each row, committed tokens before the root that the cache has not seen; they are written
+                first (as a chain above the root) and give no logits.
+            hidden: layers whose hidden states are wanted (0: embeddings; L: after the last norm).
+
+        Returns:
+            Logits of every tree node, root first. In crown coordinates node i of tree b is `len(pending[b]) + i`
+            behind the nodes that were live before.
+        """
+        pending = pending or [()] * len(rows)
+        order = sorted(range(len(rows)), key=lambda i: rows[i].index)
+        groups: list[list[int]] = []
+        for i in order:
+            if groups and rows[groups[-1][-1]].index + 1 == rows[i].index:
+                groups[-1].append(i)
+            else:
+                groups.append([i])
+        parts: dict[int, tuple[torch.Tensor, dict[int, torch.Tensor]]] = {}
+        for group in groups:
+            logits, taps, starts = self._pass(
+                cache, [rows[i] for i in group], [trees[i] for i in group], [pending[i] for i in group], hidden
+            )
+            if len(groups) == 1 and order == list(range(len(rows))):
+                return Scores(logits, starts, taps)
+            for j, i in enumerate(group):
+                span = slice(starts[j], starts[j + 1])
+                parts[i] = logits[span], {layer: h[span] for layer, h in taps.items()}
+        starts = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
+        ordered = [parts[i] for i in range(len(rows))]
+        taps = {layer: torch.cat([part[1][layer] for part in ordered]) for layer in hidden}
+        return Scores(torch.cat([part[0] for part in ordered]), starts, taps)
+
+    @torch.inference_mode()
+    def prefill(self, cache: TrieCache, row: Row, tokens: Seq[int], chunk: int = 512, logits: bool = False) -> list[torch.Tensor]:
+        """Commit a stretch of known tokens, `chunk` at a time; with `logits`, returns `[chunk, V]` float32 pieces."""
+        pieces = []
+        for at in range(0, len(tokens), chunk):
+            part = list(tokens[at : at + chunk])
+            tree = TokenTree.chain(part[-1], ()) if not logits else TokenTree.chain(part[0], part[1:])
+            scores = self.score(cache, [row], [tree], [part[:-1]] if not logits else None)
+            cache.keep(row, range(len(part)))
+            if logits:
+                pieces.append(scores.logits)
+        return pieces
+
+    def _pass(
+        self,
+        cache: TrieCache,
+        rows: list[Row],
+        trees: list[TokenTree],
+        pending: list[Seq[int]],
+        hidden: tuple[int, ...],
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
+        parents = [_crown_parents(row, tree, before) for row, tree, before in zip(rows, trees, pending, strict=True)]
+        extension = cache.extend(rows, parents)
+        width = extension.width
+        tokens = np.zeros((len(rows), width), np.int64)
+        wanted: list[np.ndarray] = []
+        for b, (tree, before) in enumerate(zip(trees, pending, strict=True)):
+            tokens[b, : len(before)] = before
+            tokens[b, len(before) : len(before) + len(tree)] = tree.tokens
+            wanted.append(b * width + len(before) + np.arange(len(tree)))
+        flat = np.concatenate(wanted)
+        logits, taps = self.forward(
+            torch.from_numpy(tokens).to(self.device),
+            torch.from_numpy(extension.positions).to(self.device),
+            self._mask(extension),
+            cache,
+            None if len(flat) == tokens.size else torch.from_numpy(flat).to(self.device),
+            hidden,
+        )
+        return logits, taps, np.cumsum([0] + [len(tree) for tree in trees]).tolist()
+
+    def _mask(self, extension: Extension) -> Mask:
+        """Additive masks `[B, 1, T, S]` float32: one for all layers, or one a layer type."""
+        kinds: dict[str, torch.Tensor] = {}
+        for kind, window in self.windows.items():
+            visible = extension.visible if window is None else extension.window(window)
+            additive = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
+            kinds[kind] = torch.from_numpy(additive).to(self.device)
+        return next(iter(kinds.values())) if len(kinds) == 1 else kinds
+
+    def check_finite(self, logits: torch.Tensor) -> None:
+        """Raises `ModelError` when a row has NaN, +inf, or no finite entry."""
+        if not bool(torch.isfinite(logits.amax(-1)).all()):
+            raise ModelError(f"{self.name}: the model returned non-finite logits (NaN or infinity); its weights or dtype are unusable")
+
+
+def _crown_parents(row: Row, tree: TokenTree, before: Seq[int]) -> np.ndarray:
+    base = len(row.parents)
+    chain = np.arange(-1, len(before) - 1)
+    parents = np.concatenate([chain, tree.parents + len(before)])
+    parents[parents >= 0] += base
+    return parents
+
+
+def _windows(config: Any) -> dict[str, int | None]:
+    """Sliding window of each attention layer type (`None`: unlimited).
+
+    Raises:
+        Unsupported: some layer is not softmax attention over all or a window of the past.
+    """
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
+    window = getattr(config, "sliding_window", None)
+    if not kinds:
+        used = window if getattr(config, "use_sliding_window", True) else None
+        return {"full_attention": used}
+    unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
+    if unknown:
+        raise Unsupported(
+            f"model type {config.model_type!r} has {', '.join(unknown)} layers; "
+            "their state cannot be kept at the nodes of a tree, only full and sliding-window attention can"
+        )
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}

@@ -1,0 +1,193 @@
+"""The catalogue of methods: one `@method` a file, found by name, chosen by a spec string or a dataclass.
+
+A method's class is a dataclass; its fields are its knobs, the options of its spec string and its documentation.
+Modules of the method packages are imported on the first look-up, then entry points of the group
+`paceline.methods` (each naming a module or a class) for methods that live in other distributions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import importlib.metadata
+import pkgutil
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar
+
+from paceline.errors import BadRequest
+from paceline.specs import Spec, parse
+
+PACKAGES = ("paceline.policies", "paceline.drafters", "paceline.verifiers")
+T = TypeVar("T")
+
+
+class Guarantee(Enum):
+    """What a method promises about the output."""
+
+    LOSSLESS = "lossless"  # exactly the policy's distribution
+    GREEDY = "greedy"  # exactly the greedy text
+    LOSSY = "lossy"  # changed, bounded by a named knob
+    DEFINES = "defines"  # a policy: it defines the distribution the others keep
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A registered method.
+
+    Attributes:
+        name: what a user writes.
+        kind: `"policy"`, `"drafter"` or `"verifier"`.
+        cls: the dataclass that implements it.
+        guarantee: see `Guarantee`; for `LOSSY`, `knob` names the field that bounds the loss.
+        needs: capabilities another part must offer (see `paceline.plan`).
+        paper: title of the source, or a plain description of the folklore.
+        year: of the paper.
+        summary: one line.
+        argument: for policies, the keyword of `generate(...)` that sets the first field.
+    """
+
+    name: str
+    kind: str
+    cls: type
+    guarantee: Guarantee
+    summary: str
+    paper: str
+    year: int
+    needs: frozenset[str] = frozenset()
+    knob: str | None = None
+    argument: str | None = None
+
+
+_methods: dict[tuple[str, str], Method] = {}
+_loaded = False
+
+
+def method(
+    *,
+    name: str,
+    kind: str,
+    guarantee: Guarantee,
+    summary: str,
+    paper: str,
+    year: int,
+    needs: frozenset[str] | set[str] = frozenset(),
+    knob: str | None = None,
+    argument: str | None = None,
+) -> Callable[[type[T]], type[T]]:
+    """Register a dataclass as a method. Raises `ValueError` on a taken name or a lossy method without a knob."""
+
+    def register(cls: type[T]) -> type[T]:
+        known = _methods.get((kind, name))
+        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+            raise ValueError(f"{kind} {name!r} is registered by both {known.cls.__module__} and {cls.__module__}")
+        if (guarantee is Guarantee.LOSSY) != (knob is not None):
+            raise ValueError(f"{kind} {name!r}: a lossy method, and only a lossy method, names the knob that bounds the loss")
+        _methods[kind, name] = Method(
+            name, kind, cls, guarantee, summary, paper, year, frozenset(needs), knob, argument
+        )
+        return cls
+
+    return register
+
+
+def load() -> None:
+    """Import every method module once."""
+    global _loaded
+    if _loaded:
+        return
+    _loaded = True
+    for package in PACKAGES:
+        module = importlib.import_module(package)
+        for info in pkgutil.iter_modules(module.__path__):
+            importlib.import_module(f"{package}.{info.name}")
+    for entry in importlib.metadata.entry_points(group="paceline.methods"):
+        entry.load()
+
+
+def methods(kind: str | None = None) -> list[Method]:
+    """All registered methods, or those of one kind, by kind and name."""
+    load()
+    return [m for key, m in sorted(_methods.items()) if kind in (None, key[0])]
+
+
+def find(kind: str, name: str) -> Method:
+    """The method of that name. Raises `BadRequest` that lists near misses."""
+    load()
+    if (kind, name) not in _methods:
+        names = [m.name for m in methods(kind)]
+        raise BadRequest(f"{kind}: {name!r} is unknown; {_suggest(name, names)}")
+    return _methods[kind, name]
+
+
+def build(kind: str, spec: object, **defaults: object) -> Any:
+    """A method's instance from a spec string such as `"draft(model=m, length=6)"`, a `Spec` or an instance.
+
+    Args:
+        kind: `"policy"`, `"drafter"` or `"verifier"`.
+        spec: what the user gave.
+        defaults: values for fields of these names where the spec leaves them out.
+
+    Raises:
+        BadRequest: unknown name or option (near misses are listed), or a value a field refuses.
+    """
+    load()
+    if isinstance(spec, str):
+        spec = parse(spec)
+    if not isinstance(spec, Spec):
+        if any(isinstance(spec, m.cls) for m in methods(kind)):
+            return spec
+        raise BadRequest(f"{kind}: {spec!r} is a {type(spec).__name__}; give a spec string or one of the {kind} classes")
+    found = find(kind, spec.name)
+    fields = [f for f in dataclasses.fields(found.cls) if f.init]
+    options = _bind(found, spec, [f.name for f in fields])
+    for name, value in defaults.items():
+        if any(f.name == name for f in fields):
+            options.setdefault(name, value)
+    return construct(found, options)
+
+
+def construct(found: Method, options: Mapping[str, object]) -> Any:
+    """Instance of a method after checking each option's type. Raises `BadRequest`."""
+    hints = typing.get_type_hints(found.cls)
+    for name, value in options.items():
+        if not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", str(hints[name]))
+            raise BadRequest(f"{found.name}({name}={value!r}): a value of type {wanted} is needed")
+    try:
+        return found.cls(**options)
+    except TypeError as error:
+        raise BadRequest(f"{found.kind} {found.name!r}: {error}") from error
+
+
+def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
+    if len(spec.positional) > len(names):
+        raise BadRequest(f"{found.name}: {len(spec.positional)} values given, at most {len(names)} taken: {', '.join(names)}")
+    options: dict[str, object] = dict(zip(names, spec.positional, strict=False))
+    for name, value in spec.options.items():
+        if name not in names:
+            raise BadRequest(f"{found.name}: option {name!r} is unknown; {_suggest(name, names)}")
+        options[name] = value
+    return options
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a parsed value may go into a field of that type; only plain scalars are judged."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is not None else (hint,)
+    if not set(choices) <= {int, float, bool, str, type(None)} or hint is type(None):
+        return True
+    if isinstance(value, bool):
+        return bool in choices
+    if isinstance(value, int) and float in choices:
+        return True
+    return isinstance(value, choices)
+
+
+def _suggest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(repr(n) for n in near)}? (all: {', '.join(names)})"
+    return f"known: {', '.join(names) or 'none'}"

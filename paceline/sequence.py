@@ -1,0 +1,62 @@
+"""The engine's record of one text being generated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from paceline.chance import Chance
+from paceline.policies.base import Pipeline
+from paceline.requests import Stats, TokenLogprob
+from paceline.text import Detokenizer
+
+if TYPE_CHECKING:
+    from paceline.caches import Row
+    from paceline.drafters.base import Drafter
+    from paceline.requests import Request
+    from paceline.verifiers.base import Verifier
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One sample of one request, from admission to its end.
+
+    Attributes:
+        request: what was asked.
+        index: which of the request's `n` samples this is.
+        tokens: prompt and generated token ids.
+        prompt_length: how many of them are the prompt.
+        pipeline: the policy, and `state` its state after the last token of `tokens`.
+        chance: the sample's randomness.
+        drafter, verifier: the parts that serve it.
+        drafts: the drafter's state for this sequence (owned by the drafter, stored here).
+        row: its cache row, once admitted.
+    """
+
+    request: Request
+    index: int
+    tokens: list[int]
+    prompt_length: int
+    pipeline: Pipeline
+    chance: Chance
+    drafter: Drafter
+    verifier: Verifier
+    detokenizer: Detokenizer
+    state: tuple[Any, ...] = ()
+    drafts: Any = None
+    row: Row | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    stats: Stats = field(default_factory=Stats)
+    finish_reason: str | None = None
+    error: Exception | None = None
+
+    @property
+    def generated(self) -> int:
+        """Number of generated tokens, which is also the output position of the next one."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def remaining(self) -> int:
+        """Tokens that may still be generated."""
+        return self.request.sampling.max_new_tokens - self.generated

@@ -1,0 +1,153 @@
+"""The unit of work: drafted tokens under the last committed token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The laws that sampled draft tokens were drawn from.
+
+    Tokens and their laws travel in one object, so the `q` a verifier reads is the one that was sampled.
+
+    Attributes:
+        logq: `[k, V]` float32, normalised log-distributions.
+        row: `[N + 1]` int64; node `i` was drawn from `logq[row[i]]`, or is a point mass where `row[i] == -1`.
+    """
+
+    logq: torch.Tensor
+    row: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenTree:
+    """N drafted tokens under a root, parents before children.
+
+    Node 0 is the root: the last committed token, whose key and value are not in the cache yet. The empty
+    tree (root only) is plain autoregressive decoding; a chain is the tree in which `parents[i] == i - 1`.
+
+    Attributes:
+        tokens: `[N + 1]` int64, the root's token first.
+        parents: `[N + 1]` int64, `-1` for the root, otherwise an index smaller than the node's own.
+        draws: the laws of sampled nodes; `None` when every node is a point mass (deterministic draft).
+
+    Raises:
+        ValueError: if a parent does not precede its node.
+    """
+
+    tokens: np.ndarray
+    parents: np.ndarray
+    draws: Draws | None = None
+
+    def __post_init__(self) -> None:
+        n = len(self.tokens)
+        if n == 0 or len(self.parents) != n:
+            raise ValueError(f"parents: {len(self.parents)} entries for {n} tokens; one per token is needed, root first")
+        order = np.arange(n)
+        if self.parents[0] != -1 or (n > 1 and ((self.parents[1:] < 0) | (self.parents[1:] >= order[1:])).any()):
+            raise ValueError(f"parents: {self.parents.tolist()}; node 0 must have parent -1, others an earlier node")
+
+    @classmethod
+    def empty(cls, root: int) -> TokenTree:
+        """The tree of plain decoding: the root alone."""
+        return cls(np.array([root], np.int64), np.array([-1], np.int64))
+
+    @classmethod
+    def chain(cls, root: int, tokens: Iterable[int], logq: torch.Tensor | None = None) -> TokenTree:
+        """A single path. `logq`: `[N, V]`, the law each token was drawn from, if it was drawn."""
+        drafted = list(tokens)
+        n = len(drafted)
+        draws = None if logq is None or n == 0 else Draws(logq, np.arange(-1, n))
+        return cls(np.array([root, *drafted], np.int64), np.arange(-1, n), draws)
+
+    @classmethod
+    def merge(cls, root: int, paths: Iterable[Sequence[int]], limit: int | None = None) -> TokenTree:
+        """The trie of several continuations; shared prefixes become one node. `limit` bounds the drafted nodes."""
+        tokens, parents = [root], [-1]
+        child: dict[tuple[int, int], int] = {}
+        for path in paths:
+            node = 0
+            for token in path:
+                if (node, token) not in child:
+                    if limit is not None and len(tokens) > limit:
+                        break
+                    child[node, token] = len(tokens)
+                    tokens.append(token)
+                    parents.append(node)
+                node = child[node, token]
+        return cls(np.array(tokens, np.int64), np.array(parents, np.int64))
+
+    def __len__(self) -> int:
+        """Positions to score: drafted nodes and the root."""
+        return len(self.tokens)
+
+    @property
+    def root(self) -> int:
+        return int(self.tokens[0])
+
+    @property
+    def drafted(self) -> int:
+        """Number of drafted nodes, N."""
+        return len(self.tokens) - 1
+
+    @cached_property
+    def is_chain(self) -> bool:
+        return bool((self.parents == np.arange(-1, self.drafted)).all())
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """`[N + 1]` int64: distance from the root."""
+        if self.is_chain:
+            return np.arange(len(self.tokens))
+        depth = np.zeros(len(self.tokens), np.int64)
+        for node in range(1, len(depth)):
+            depth[node] = depth[self.parents[node]] + 1
+        return depth
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        """Child indices of every node, in draft order, with multiplicity."""
+        lists: list[list[int]] = [[] for _ in self.tokens]
+        for node in range(1, len(self.tokens)):
+            lists[self.parents[node]].append(node)
+        return lists
+
+    @cached_property
+    def ancestors(self) -> np.ndarray:
+        """`[N + 1, N + 1]` bool: `ancestors[i, j]` where j is i or above i."""
+        return ancestor_matrix(self.parents)
+
+    def path(self, node: int) -> list[int]:
+        """Node indices from the root (included) to `node` (included)."""
+        nodes = [node]
+        while (node := int(self.parents[node])) >= 0:
+            nodes.append(node)
+        return nodes[::-1]
+
+    def limit(self, nodes: int, depth: int) -> TokenTree:
+        """The tree without nodes deeper than `depth` and with at most `nodes` drafted nodes, earliest first."""
+        if self.drafted <= nodes and (self.drafted <= depth or self.depth.max() <= depth):
+            return self
+        keep = np.flatnonzero(self.depth <= depth)[: nodes + 1]
+        renumber = np.full(len(self.tokens) + 1, -1)
+        renumber[keep] = np.arange(len(keep))
+        draws = Draws(self.draws.logq, self.draws.row[keep]) if self.draws is not None else None
+        return TokenTree(self.tokens[keep], renumber[self.parents[keep]], draws)
+
+
+def ancestor_matrix(parents: Sequence[int] | np.ndarray) -> np.ndarray:
+    """`[n, n]` bool, row i marks i and the nodes above it. `parents[i] == -1` starts a new path."""
+    n = len(parents)
+    if all(int(parent) == i - 1 for i, parent in enumerate(parents)):
+        return np.tri(n, dtype=bool)
+    matrix = np.eye(n, dtype=bool)
+    for node in range(n):
+        if parents[node] >= 0:
+            matrix[node] |= matrix[parents[node]]
+    return matrix
