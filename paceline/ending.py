@@ -24,16 +24,13 @@ class Ending:
     cause: str | int | None = None
 
 
-def trim(
-    sequence: Sequence, run: Seq[int], states: Seq[tuple[Any, ...]], end_tokens: frozenset[int], room: int
-) -> Ending:
+def trim(sequence: Sequence, run: Seq[int], states: Seq[tuple[Any, ...]], room: int) -> Ending:
     """Take a run into the sequence's text and find where it ends.
 
     Args:
         sequence: its detokenizer takes in the tokens that stay, and is cut at a stop string.
         run: accepted tokens and the bonus token.
         states: the pipeline's state after each token of the run.
-        end_tokens: ids that end the text for this request.
         room: tokens that may still be emitted before the model's context is full.
     """
     stops = sequence.request.sampling.stop
@@ -46,8 +43,10 @@ def trim(
         if stops and added and (found := text.find(stops, added)) is not None:
             text.cut(found[0])
             return Ending(i + 1, "stop", found[1])
-        if token in end_tokens:
+        if token in sequence.end_tokens:
+            text.flush()
             return Ending(i + 1, "stop", token)
         if i + 1 >= left:
+            text.flush()
             return Ending(i + 1, "length")
     return Ending(len(run))

@@ -30,7 +30,9 @@ class Sequence:
         chance: the sample's randomness.
         drafter, verifier: the parts that serve it.
         drafts: the drafter's state for this sequence (owned by the drafter, stored here).
-        row: its cache row, once admitted.
+        end_tokens: ids that end its text.
+        row: its cache row, while it runs.
+        stop_reason: the stop string or token id that ended it.
     """
 
     request: Request
@@ -42,6 +44,7 @@ class Sequence:
     drafter: Drafter
     verifier: Verifier
     detokenizer: Detokenizer
+    end_tokens: frozenset[int] = frozenset()
     state: tuple[Any, ...] = ()
     drafts: Any = None
     row: Row | None = None
@@ -49,12 +52,23 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
     error: Exception | None = None
 
     @property
     def generated(self) -> int:
         """Number of generated tokens, which is also the output position of the next one."""
         return len(self.tokens) - self.prompt_length
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are committed in the cache."""
+        return self.row.trunk if self.row is not None else 0
+
+    @property
+    def uncached(self) -> int:
+        """Tokens that the next pass must write: the root, and what is left of the prompt at first."""
+        return len(self.tokens) - self.cached
 
     @property
     def remaining(self) -> int:

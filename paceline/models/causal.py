@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from paceline.caches import Extension, Row, TrieCache
-from paceline.errors import ModelError, Unsupported
+from paceline.errors import Unsupported
 from paceline.tree import TokenTree
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
@@ -57,6 +58,7 @@ class ModuleForward:
     def __init__(self, module: Any) -> None:
         self.module = module
         self.kv_dtype = module.dtype
+        self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
 
     def __call__(
         self,
@@ -70,6 +72,8 @@ class ModuleForward:
         """Tokens and positions `[B, T]`, additive float mask `[B, 1, T, S]` (or one a layer type)."""
         dtype = self.module.dtype
         cast = {k: m.to(dtype) for k, m in mask.items()} if isinstance(mask, dict) else mask.to(dtype)
+        # The head's matrix is large: with one row, spare it the positions nobody asked for.
+        few = rows is not None and len(tokens) == 1 and self._keeps_logits and not hidden
         out = self.module(
             input_ids=tokens,
             position_ids=positions,
@@ -77,10 +81,11 @@ class ModuleForward:
             past_key_values=cache,
             use_cache=True,
             output_hidden_states=bool(hidden),
+            **({"logits_to_keep": rows} if few else {}),
         )
         logits = out.logits.flatten(0, 1)
         taps = {layer: out.hidden_states[layer].flatten(0, 1) for layer in hidden}
-        if rows is not None:
+        if rows is not None and not few:
             logits, taps = logits[rows], {layer: h[rows] for layer, h in taps.items()}
         return logits.float(), taps
 
@@ -105,6 +110,7 @@ class CausalModel:
         self.vocab_size = int(self.config.vocab_size)
         self.num_layers = int(self.config.num_hidden_layers)
         self.windows = _windows(self.config)
+        self.offers = frozenset({"chain", "tree", "hidden_states"})
         self.context = int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
 
     @property
@@ -228,11 +234,6 @@ class CausalModel:
             additive = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
             kinds[kind] = torch.from_numpy(additive).to(self.device)
         return next(iter(kinds.values())) if len(kinds) == 1 else kinds
-
-    def check_finite(self, logits: torch.Tensor) -> None:
-        """Raises `ModelError` when a row has NaN, +inf, or no finite entry."""
-        if not bool(torch.isfinite(logits.amax(-1)).all()):
-            raise ModelError(f"{self.name}: the model returned non-finite logits (NaN or infinity); its weights or dtype are unusable")
 
 
 def _crown_parents(row: Row, tree: TokenTree, before: Seq[int]) -> np.ndarray:

@@ -1,0 +1,282 @@
+"""The step: propose, score, judge, keep - for all live sequences at once.
+
+    drafter --tree--> model --logits/node--> policy --law/node--> verifier --path--> cache, text
+
+Sequences are admitted and finish at any step; each has its own tree, drafter, policy and randomness. A sequence
+that fails (bad policy, exception in a callback, non-finite logits) ends alone with its error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from paceline.decoders.judge import Judged, judge
+from paceline.decoders.logprobs import prompt_logprobs, token_logprobs
+from paceline.drafters.base import Drafter, Outcome
+from paceline.ending import Ending, trim
+from paceline.models.causal import Scores
+from paceline.policies.base import Context
+from paceline.requests import Event, Stats
+from paceline.sequence import Sequence
+from paceline.tree import TokenTree
+
+
+class TreeDecoder:
+    """Continuous batching of token-tree decoding on one model.
+
+    Args:
+        model: a `CausalModel`, or anything with its `score`, `prefill`, `new_cache`, `vocab_size`, `end_tokens`
+            and `device`.
+        max_rows: most sequences decoded at once; further ones wait.
+        nodes: most drafted nodes a tree.
+        prefill_chunk: prompt tokens a forward pass.
+    """
+
+    def __init__(self, model: Any, *, max_rows: int = 8, nodes: int = 15, prefill_chunk: int = 512) -> None:
+        self.model, self.nodes, self.prefill_chunk = model, nodes, prefill_chunk
+        self.max_rows = max_rows
+        self.cache = model.new_cache(max_rows)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._events: list[Event] = []
+
+    # -- what callers use ---------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; it is admitted when a row is free."""
+        self.waiting.append(sequence)
+
+    def cancel(self, request_id: int) -> list[Event]:
+        """End every sequence of a request now; their rows are free at once."""
+        for sequence in [s for s in (*self.waiting, *self.running) if s.request.id == request_id]:
+            self._finish(sequence, "cancelled", Event(request_id, sequence.index, finish_reason="cancelled"))
+        return self._take_events()
+
+    def step(self) -> list[Event]:
+        """One forward pass for every running sequence, then admit what fits. Returns what happened."""
+        if self.running:
+            self._step(list(self.running))
+        while self.waiting and len(self.running) < self.max_rows:
+            self._admit(self.waiting.popleft())
+        return self._take_events()
+
+    # -- admission ----------------------------------------------------------------------------------------
+
+    def _admit(self, sequence: Sequence) -> None:
+        began = time.perf_counter()
+        sequence.row = self.cache.allocate()
+        self.running.append(sequence)
+        self._guarded(sequence, self._begin)
+        sequence.stats.prefill += time.perf_counter() - began
+        # The first pass carries the rest of the prompt; taken alone it does not stretch the others' pass.
+        if sequence.error is None:
+            self._step([sequence])
+
+    def _begin(self, sequence: Sequence) -> None:
+        prompt = tuple(sequence.tokens)
+        context = Context(prompt, self.model.vocab_size, sequence.end_tokens, self.model.device)
+        sequence.state = sequence.pipeline.start(context)
+        self._prefill(sequence, list(prompt))
+        sequence.drafter.begin(sequence)
+
+    def _prefill(self, sequence: Sequence, prompt: list[int]) -> None:
+        """Commit the prompt but for a last stretch, which rides with the first tree."""
+        row, sampling = sequence.row, sequence.request.sampling
+        if sampling.echo and sampling.logprobs is not None:
+            pieces = self.model.prefill(self.cache, row, prompt[:-1], self.prefill_chunk, logits=True)
+            if pieces:
+                sequence.prompt_logprobs = prompt_logprobs(torch.cat(pieces), prompt[1:], sampling.logprobs)
+            return
+        sibling = next((s for s in self.running if s.request is sequence.request and s.generated), None)
+        if sibling is not None:
+            self.cache.copy(sibling.row, row)
+            self.cache.crop(row, len(prompt) - 1)
+        whole = (len(prompt) - 1) // self.prefill_chunk * self.prefill_chunk
+        self.model.prefill(self.cache, row, prompt[sequence.cached : whole], self.prefill_chunk)
+
+    # -- the step -----------------------------------------------------------------------------------------
+
+    def _step(self, sequences: list[Sequence]) -> None:
+        clock = _Clock(len(sequences))
+        trees = self._propose(sequences)
+        live = [s for s in sequences if s.error is None]
+        clock.lap("draft")
+        if not live:
+            return
+        scores = self._score(live, [trees[s] for s in live])
+        if scores is None:
+            return
+        clock.lap("score")
+        judged = judge(live, [trees[s] for s in live], scores)
+        clock.lap("judge")
+        outcomes = [
+            self._guarded(s, self._keep, trees[s], verdict, scores.of(i))
+            for i, (s, verdict) in enumerate(zip(live, judged, strict=True))
+        ]
+        clock.lap("keep")
+        kept = [outcome for outcome in outcomes if outcome is not None]
+        self._tell_drafters([outcome for outcome, _ in kept])
+        clock.lap("draft")
+        for outcome, _ in kept:
+            clock.charge(outcome.sequence.stats)
+        for outcome, ending in kept:
+            if outcome.sequence.error is None:
+                began = time.perf_counter()
+                self._guarded(outcome.sequence, self._emit, outcome, ending)
+                outcome.sequence.stats.other += time.perf_counter() - began
+
+    def _propose(self, sequences: list[Sequence]) -> dict[Sequence, TokenTree]:
+        trees: dict[Sequence, TokenTree] = {}
+        for drafter, group in _by_drafter(sequences, lambda s: s):
+            budget = [self._budget(s) for s in group]
+            try:
+                for s, tree, (nodes, depth) in zip(group, drafter.propose(group, budget), budget, strict=True):
+                    trees[s] = tree.limit(nodes, depth)
+            except Exception as error:  # the drafter's sequences end, the others go on
+                for s in group:
+                    self._fail(s, error)
+        return trees
+
+    def _budget(self, sequence: Sequence) -> tuple[int, int]:
+        """Most drafted nodes and most useful depth: the last token of a text comes as a bonus."""
+        spare = self.cache.limit - len(sequence.tokens)
+        return max(0, min(self.nodes, spare)), max(0, min(sequence.remaining - 1, spare))
+
+    def _score(self, sequences: list[Sequence], trees: list[TokenTree]) -> Scores | None:
+        pending = [s.tokens[s.cached : -1] for s in sequences]
+        try:
+            return self.model.score(self.cache, [s.row for s in sequences], trees, pending)
+        except Exception as error:
+            for s in sequences:
+                self.cache.crop(s.row, s.cached)
+            if len(sequences) == 1:
+                self._fail(sequences[0], error)
+            else:  # the pass that fails alone names the culprit; the others' succeed
+                for s in sequences:
+                    self._step([s])
+            return None
+
+    def _keep(
+        self, sequence: Sequence, tree: TokenTree, verdict: Judged | Exception, logits: torch.Tensor
+    ) -> tuple[Outcome, Ending]:
+        if isinstance(verdict, Exception):
+            raise verdict
+        room = self.cache.limit - len(sequence.tokens) + 1
+        ending = trim(sequence, verdict.run, verdict.states, room)
+        run, path = verdict.run[: ending.tokens], verdict.path[: ending.tokens]
+        before = sequence.uncached - 1
+        self.cache.keep(sequence.row, [*range(before), *(before + node for node in path)])
+        if (top := sequence.request.sampling.logprobs) is not None:
+            law = sequence.pipeline.distribution(verdict.rows[path])
+            sequence.logprobs += token_logprobs(logits[path], law, run, top)
+        sequence.tokens += run
+        sequence.state = sequence.pipeline.settle(verdict.states[len(run) - 1])
+        accepted = min(len(verdict.path) - 1, len(run))
+        sequence.stats.record(int(tree.depth.max()), tree.drafted, accepted, len(run))
+        return Outcome(sequence, tree, logits, verdict.path[: accepted + 1], run), ending
+
+    def _tell_drafters(self, outcomes: list[Outcome]) -> None:
+        for drafter, group in _by_drafter(outcomes, lambda outcome: outcome.sequence):
+            try:
+                drafter.observe(group)
+                drafter.commit(group)
+            except Exception as error:
+                for outcome in group:
+                    self._fail(outcome.sequence, error)
+
+    # -- events and ends ----------------------------------------------------------------------------------
+
+    def _emit(self, sequence: Sequence, outcome: Outcome, ending: Ending) -> None:
+        tree = outcome.tree
+        kept = set(outcome.path)
+        event = Event(
+            sequence.request.id,
+            sequence.index,
+            text=sequence.detokenizer.release(sequence.request.sampling.stop, final=ending.reason is not None),
+            tokens=tuple(outcome.tokens),
+            accepted=len(outcome.path) - 1,
+            rejected=tuple(int(t) for node, t in enumerate(tree.tokens) if node not in kept),
+            finish_reason=ending.reason,
+            logprobs=tuple(sequence.logprobs[-len(outcome.tokens) :]),
+        )
+        if ending.reason is None:
+            self._send(sequence, event)
+        else:
+            sequence.stop_reason = ending.cause
+            self._finish(sequence, ending.reason, event)
+
+    def _finish(self, sequence: Sequence, reason: str, event: Event) -> None:
+        """Release what the sequence holds, then tell its caller."""
+        sequence.finish_reason = reason
+        sequence.stats.cache_bytes = self.cache.nbytes
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        if sequence.row is not None:
+            row, sequence.row = sequence.row, None
+            self.running.remove(sequence)
+            self.cache.free(row)
+            sequence.drafter.end(sequence)
+        self._send(sequence, event)
+
+    def _send(self, sequence: Sequence, event: Event) -> None:
+        self._events.append(event)
+        if sequence.request.callback is not None:
+            sequence.request.callback(event)
+
+    def _fail(self, sequence: Sequence, error: Exception) -> None:
+        if sequence.error is not None:
+            return
+        sequence.error = error
+        event = Event(sequence.request.id, sequence.index, finish_reason="error", error=error)
+        sequence.request.callback = None  # it may be what failed; the event still reaches the engine
+        try:
+            self._finish(sequence, "error", event)
+        except Exception as second:  # a drafter's `end`: the first error is the one to report
+            error.add_note(f"and while releasing the sequence: {second!r}")
+            self._events.append(event)
+
+    def _guarded(self, sequence: Sequence, work: Callable[..., Any], *args: Any) -> Any:
+        """Run work that belongs to one sequence; an exception ends that sequence and no other."""
+        try:
+            return work(sequence, *args)
+        except Exception as error:
+            self._fail(sequence, error)
+            return None
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+class _Clock:
+    """Seconds of each phase of a step, shared evenly by the step's sequences."""
+
+    def __init__(self, share: int) -> None:
+        self.share, self.spent, self.last = share, dict.fromkeys(("draft", "score", "judge", "keep"), 0.0), time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        now = time.perf_counter()
+        self.spent[phase] += now - self.last
+        self.last = now
+
+    def charge(self, stats: Stats) -> None:
+        for phase, seconds in self.spent.items():
+            setattr(stats, phase, getattr(stats, phase) + seconds / self.share)
+
+
+def _by_drafter(items: list[Any], sequence_of: Callable[[Any], Sequence]) -> list[tuple[Drafter, list[Any]]]:
+    groups: dict[int, tuple[Drafter, list[Any]]] = {}
+    for item in items:
+        drafter = sequence_of(item).drafter
+        groups.setdefault(id(drafter), (drafter, []))[1].append(item)
+    return list(groups.values())

@@ -1,0 +1,57 @@
+"""Does this architecture honour tree masks and explicit positions? Try it, once, at loading.
+
+Names and versions of architectures come and go; a small tree scored at once must give what its paths give one by
+one through the module's plain forward pass. ALiBi and other position schemes that ignore `position_ids`, and
+modules that ignore a prepared mask, fail here instead of producing subtly wrong text.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from paceline.errors import ModelError, Unsupported
+from paceline.models.causal import CausalModel
+from paceline.tree import TokenTree
+
+_PARENTS = (-1, 0, 0, 1, 2, 2)
+
+
+@torch.inference_mode()
+def self_check(model: CausalModel) -> None:
+    """Compare a tree's logits with its paths'.
+
+    Raises:
+        Unsupported: they differ beyond rounding.
+        ModelError: the model's logits are not finite.
+    """
+    generator = np.random.default_rng(0)
+    tokens = generator.integers(0, model.vocab_size, 5 + len(_PARENTS))
+    prefix, drafted = tokens[:5], tokens[5:]
+    tree = TokenTree(drafted, np.array(_PARENTS))
+    try:
+        cache = model.new_cache(1, limit=len(tokens) + 1, capacity=1)
+        row = cache.allocate()
+        model.prefill(cache, row, prefix.tolist())
+        got = model.score(cache, [row], [tree]).logits
+    except (TypeError, AttributeError, NotImplementedError, RuntimeError, IndexError) as error:
+        raise Unsupported(
+            f"{model.name} (model type {model.config.model_type!r}) cannot take a prepared cache, 4-D mask and "
+            f"position_ids: {type(error).__name__}: {error}"
+        ) from error
+    if not torch.isfinite(got).all():
+        raise ModelError(f"{model.name}: the model returned non-finite logits (NaN or infinity); its weights or dtype are unusable")
+    paths = [np.concatenate([prefix, drafted[tree.path(node)]]) for node in (3, 5)]
+    for node, path in zip((3, 5), paths, strict=True):
+        ids = torch.from_numpy(path).to(model.device)[None]
+        plain = model.module(input_ids=ids, use_cache=False).logits[0, -1].float()
+        error, scale = float((got[node] - plain).abs().max()), float(plain.std()) + 1e-6
+        if error > _TOLERANCE[model.module.dtype] * scale:
+            raise Unsupported(
+                f"{model.name} (model type {model.config.model_type!r}) does not honour tree masks and position_ids: "
+                f"a token's logits in a tree differ from plain decoding by {error:.3g} "
+                "(ALiBi and similar position schemes cannot be driven)"
+            )
+
+
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.25}

@@ -1,0 +1,156 @@
+"""Loading models: the pocket models by name, a local folder, a Hub id, or a module already in hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paceline.errors import BadRequest, ModelError
+from paceline.models.causal import CausalModel
+from paceline.models.check import self_check
+
+POCKET = Path(__file__).resolve().parent.parent / "pocket"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+def load_model(
+    model: Any,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    fast: bool = True,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    inflated: str | None = None,
+) -> CausalModel:
+    """A `CausalModel` of a pocket model's name, a folder, a Hub id or a `PreTrainedModel`.
+
+    Args:
+        model: name, path or module. A module in hand keeps its dtype and device unless told otherwise.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; by default bfloat16 where the device computes it
+            natively, else float32.
+        device: by default CUDA when there is one, else the CPU.
+        fast: replace the forward pass by a faster equal one where that is possible (see `paceline.models.fast`).
+        trust_remote_code: run code that comes with the checkpoint. Only for sources you trust.
+        allow_pickle: accept checkpoints that are not safetensors.
+        inflated: embed the model in a larger one of equal function (see `paceline.models.inflate`).
+
+    Raises:
+        BadRequest: no such model, folder without a model, unknown dtype or device.
+        ModelError: the checkpoint cannot be read, or the loaded model fails the self-check.
+        Unsupported: the architecture cannot be driven; the message says why.
+    """
+    chosen = pick_device(device) if device is not None or isinstance(model, str | Path) else None
+    kind = pick_dtype(dtype, chosen) if dtype is not None or isinstance(model, str | Path) else None
+    if isinstance(model, str | Path):
+        name = str(model)
+        module = _from_folder(resolve(name), name, kind, trust_remote_code, allow_pickle)
+    elif hasattr(model, "config") and hasattr(model, "forward"):
+        name, module = type(model).__name__, model
+    else:
+        raise BadRequest(f"model: {model!r} is neither a name, a folder, a Hub id nor a transformers model")
+    if inflated is not None:
+        from paceline.models.inflate import inflate_preset
+
+        module, name = inflate_preset(module, inflated), f"{name} inflated to {inflated}"
+    if chosen is not None or kind is not None:
+        module = module.to(device=chosen, dtype=kind)
+    module.requires_grad_(False)
+    adapter = CausalModel(module, name=name)
+    self_check(adapter)
+    if fast:
+        from paceline.models.fast import speed_up
+
+        speed_up(adapter)
+    return adapter
+
+
+def resolve(name: str) -> str:
+    """The folder of a pocket model or a local folder, else the name itself (a Hub id). Raises `BadRequest`."""
+    if (POCKET / name / "config.json").exists():
+        return str(POCKET / name)
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / "config.json").exists():
+            raise BadRequest(f"model: folder {name!r} holds no model (no config.json); give a folder made by save_pretrained")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise BadRequest(f"model: there is no folder {name!r}")
+    if "/" not in name:
+        known = sorted(p.parent.name for p in POCKET.glob("*/config.json"))
+        raise BadRequest(f"model: {name!r} is no pocket model ({', '.join(known)}), folder or Hub id (organisation/name)")
+    return name
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, else CUDA if there is one, else the CPU. Raises `BadRequest`."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise BadRequest(f"device: {device!r} is unknown; 'cpu' or 'cuda' is allowed") from error
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise BadRequest(f"device: {device!r} is not available here; PyTorch sees no CUDA device")
+    return chosen
+
+
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torch.dtype:
+    """The dtype asked for, else bfloat16 where the device multiplies it natively, else float32. Raises `BadRequest`."""
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype is not None:
+        if dtype not in DTYPES:
+            raise BadRequest(f"dtype: {dtype!r} is unknown; {', '.join(DTYPES)} are allowed")
+        return DTYPES[dtype]
+    if device is not None and device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in _cpu_flags()
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer given, else the one beside the model, else `None` (prompts must then be token ids)."""
+    if tokenizer is not None and not isinstance(tokenizer, str | Path):
+        return tokenizer
+    source = tokenizer if tokenizer is not None else model
+    if not isinstance(source, str | Path):
+        source = getattr(getattr(model, "config", None), "_name_or_path", "") or ""
+        if not source:
+            return None
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(str(source)), trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        if tokenizer is not None:
+            raise BadRequest(f"tokenizer: {tokenizer!r} cannot be loaded: {_first_line(error)}") from error
+        return None
+
+
+def _from_folder(folder: str, name: str, dtype: torch.dtype | None, trust: bool, allow_pickle: bool) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=trust, use_safetensors=None if allow_pickle else True
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
+        raise ModelError(f"model: {name!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return set(line.split(":", 1)[1].split())
+    except OSError:
+        pass
+    return set()
