@@ -83,3 +83,26 @@ def lm(
         run(recipe, config, resume)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+
+
+@app.command("evaluate")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    work: Annotated[Path, typer.Option(help="The work folder with its held-out text, validation.bin.")],
+) -> None:
+    """Bits per byte of held-out text: the model, and `xz -9` on the same documents."""
+    import torch
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    from paceline.training.evaluate import model_bits_per_byte, size, unpack, xz_bits_per_byte
+
+    for path in (model / "config.json", work / "validation.bin"):
+        if not path.exists():
+            raise typer.BadParameter(f"{path} does not exist")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
+    texts = unpack(work / "validation.bin", tokenizer)
+    typer.echo(f"{len(texts)} documents, {size(texts) / 1e6:.2f} MB")
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    typer.echo(f"{model.name}: {model_bits_per_byte(loaded, tokenizer, texts):.4f} bits per byte")
+    typer.echo(f"xz -9, one stream: {xz_bits_per_byte(texts, together=True):.4f} bits per byte")
+    typer.echo(f"xz -9, each document: {xz_bits_per_byte(texts, together=False):.4f} bits per byte")
