@@ -13,7 +13,7 @@ import importlib
 import importlib.metadata
 import pkgutil
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from paceline.errors import BadRequest
 from paceline.specs import Spec, parse
 
+#: Packages whose every module is imported by `load`.
 PACKAGES = ("paceline.policies", "paceline.drafters", "paceline.verifiers")
 T = TypeVar("T")
 
@@ -119,17 +120,16 @@ def find(kind: str, name: str) -> Method:
     load()
     if (kind, name) not in _methods:
         names = [m.name for m in methods(kind)]
-        raise BadRequest(f"{kind}: {name!r} is unknown; {_suggest(name, names)}")
+        raise BadRequest(f"{kind} {suggest(name, names)}")
     return _methods[kind, name]
 
 
-def build(kind: str, spec: object, **defaults: object) -> Any:
+def build(kind: str, spec: object) -> Any:
     """A method's instance from a spec string such as `"draft(model=m, length=6)"`, a `Spec` or an instance.
 
     Args:
         kind: `"policy"`, `"drafter"` or `"verifier"`.
         spec: what the user gave.
-        defaults: values for fields of these names where the spec leaves them out.
 
     Raises:
         BadRequest: unknown name or option (near misses are listed), or a value a field refuses.
@@ -142,12 +142,7 @@ def build(kind: str, spec: object, **defaults: object) -> Any:
             return spec
         raise BadRequest(f"{kind}: {spec!r} is a {type(spec).__name__}; give a spec string or one of the {kind} classes")
     found = find(kind, spec.name)
-    fields = [f for f in dataclasses.fields(found.cls) if f.init]
-    options = _bind(found, spec, [f.name for f in fields])
-    for name, value in defaults.items():
-        if any(f.name == name for f in fields):
-            options.setdefault(name, value)
-    return construct(found, options)
+    return construct(found, _bind(found, spec, fields(found)))
 
 
 def construct(found: Method, options: Mapping[str, object]) -> Any:
@@ -169,7 +164,7 @@ def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
     options: dict[str, object] = dict(zip(names, spec.positional, strict=False))
     for name, value in spec.options.items():
         if name not in names:
-            raise BadRequest(f"{found.name}: option {name!r} is unknown; {_suggest(name, names)}")
+            raise BadRequest(f"{found.name}: option {suggest(name, names)}")
         options[name] = value
     return options
 
@@ -186,8 +181,15 @@ def _fits(value: object, hint: Any) -> bool:
     return isinstance(value, choices)
 
 
-def _suggest(name: str, names: list[str]) -> str:
+def suggest(name: str, names: Sequence[str]) -> str:
+    """The rest of a message about an unknown name: near misses if there are any, and all known names."""
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    known = f"known: {', '.join(names) or 'none'}"
     if near:
-        return f"did you mean {' or '.join(repr(n) for n in near)}? (all: {', '.join(names)})"
-    return f"known: {', '.join(names) or 'none'}"
+        return f"{name!r} is unknown; did you mean {' or '.join(repr(n) for n in near)}? ({known})"
+    return f"{name!r} is unknown; {known}"
+
+
+def fields(found: Method) -> list[str]:
+    """Names of a method's knobs, in order."""
+    return [f.name for f in dataclasses.fields(found.cls) if f.init]

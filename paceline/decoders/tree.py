@@ -56,12 +56,14 @@ class TreeDecoder:
         """Queue a sequence; it is admitted when a row is free."""
         self.waiting.append(sequence)
 
+    @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Event]:
         """End every sequence of a request now; their rows are free at once."""
         for sequence in [s for s in (*self.waiting, *self.running) if s.request.id == request_id]:
             self._finish(sequence, "cancelled", Event(request_id, sequence.index, finish_reason="cancelled"))
         return self._take_events()
 
+    @torch.inference_mode()
     def step(self) -> list[Event]:
         """One forward pass for every running sequence, then admit what fits. Returns what happened."""
         if self.running:

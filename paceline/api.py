@@ -1,0 +1,310 @@
+"""What users import: `Engine`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Sequence as Seq
+from typing import Any, overload
+
+from paceline import registry
+from paceline.chance import SeededChance
+from paceline.decoders import TreeDecoder
+from paceline.drafters.base import Drafter
+from paceline.errors import BadRequest
+from paceline.models.loading import load_model, load_tokenizer
+from paceline.plan import Plan, plan
+from paceline.policies.base import Pipeline, Policy
+from paceline.requests import Event, Request, Result, Sampling, Stats
+from paceline.sequence import Sequence
+from paceline.specs import parse
+from paceline.text import Detokenizer
+from paceline.verifiers.base import Verifier
+
+#: Order in which policies given as keyword arguments run within a stage, as in transformers.
+ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING = tuple(Sampling.__dataclass_fields__)
+
+
+class Engine:
+    """A model ready to generate, with a drafter and a verifier of its own and any other on request.
+
+    Make one with `Engine.load`. All methods may be called from one thread at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        drafter: object = "ngram",
+        verifier: object = "coupled",
+        max_rows: int = 8,
+        nodes: int | None = None,
+    ) -> None:
+        """An engine around a loaded `CausalModel`.
+
+        Args:
+            model: see `paceline.models.load_model`.
+            tokenizer: turns strings into ids and back; without one, prompts are ids and texts are empty.
+            drafter, verifier: spec strings or instances, used where a request does not choose.
+            max_rows: most sequences decoded at once.
+            nodes: most drafted tokens a step and sequence; by default what the device scores at little extra cost.
+        """
+        if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
+            raise BadRequest(f"max_rows: {max_rows!r} is not allowed; an integer of at least 1 is needed")
+        if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0):
+            raise BadRequest(f"nodes: {nodes!r} is not allowed; an integer of at least 0 is needed")
+        self.model, self.tokenizer = model, tokenizer
+        self._parts: dict[tuple[str, str], Any] = {}
+        self._drafter = self._part("drafter", drafter)
+        self._verifier = self._part("verifier", verifier)
+        self._ids = itertools.count()
+        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=_nodes(model) if nodes is None else nodes)
+
+    @classmethod
+    def load(
+        cls,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        drafter: object = "ngram",
+        verifier: object = "coupled",
+        dtype: Any = None,
+        device: Any = None,
+        fast: bool = True,
+        max_rows: int = 8,
+        nodes: int | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+        inflated: str | None = None,
+    ) -> Engine:
+        """Load a model and make an engine of it. See `load_model` for the model's arguments, `Engine` for the rest."""
+        loaded = load_model(
+            model,
+            dtype=dtype,
+            device=device,
+            fast=fast,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+            inflated=inflated,
+        )
+        text = load_tokenizer(model, tokenizer, trust_remote_code)
+        return cls(loaded, text, drafter=drafter, verifier=verifier, max_rows=max_rows, nodes=nodes)
+
+    # -- generating ---------------------------------------------------------------------------------------
+
+    @overload
+    def generate(self, prompt: str | list[int], sampling: Sampling | None = None, **options: Any) -> Result: ...
+
+    @overload
+    def generate(
+        self, prompt: list[str] | list[list[int]], sampling: Sampling | None = None, **options: Any
+    ) -> list[Result]: ...
+
+    def generate(self, prompt: Any, sampling: Sampling | None = None, **options: Any) -> Any:
+        """Generate to the end.
+
+        Args:
+            prompt: a string, a list of token ids, or a list of either (then a list of results is returned, `n` a
+                prompt in order; a single prompt with `n > 1` also gives a list).
+            sampling: settings; `options` override its fields.
+            options: fields of `Sampling` (`max_new_tokens`, `temperature`, `stop`, `seed`, ...), policies by their
+                argument (`top_p=0.9`), `policies=[...]`, and `drafter=`, `verifier=` for these prompts alone.
+
+        Raises:
+            BadRequest, Unsupported: before any model runs; the message names the argument.
+            Exception: what ended a single prompt's generation. In a list of prompts, a failed one is a `Result`
+                with `finish_reason == "error"` and its `error`, and harms no other.
+        """
+        prompts, single = self._prompts(prompt)
+        requests = [self.request(p, sampling, **options) for p in prompts]
+        results = self._collect(requests)
+        if single and results[0].error is not None:
+            raise results[0].error
+        return results[0] if single and len(results) == 1 else results
+
+    def stream(self, prompt: str | list[int], sampling: Sampling | None = None, **options: Any) -> Iterator[Event]:
+        """Generate one prompt step by step; arguments as in `generate`. Leaving the loop early cancels the rest.
+
+        Raises:
+            Exception: what ended the generation.
+        """
+        prompts, single = self._prompts(prompt)
+        if not single:
+            raise BadRequest("prompt: stream takes one prompt; use generate for a list")
+        request = self.request(prompts[0], sampling, **options)
+        return self._stream(request)
+
+    def request(
+        self,
+        prompt: str | list[int],
+        sampling: Sampling | None = None,
+        *,
+        drafter: object = None,
+        verifier: object = None,
+        callback: Callable[[Event], None] | None = None,
+        **options: Any,
+    ) -> Request:
+        """A checked request, ready for `submit`. Arguments as in `generate`. Raises `BadRequest`, `Unsupported`."""
+        settings = _sampling(sampling, options)
+        chosen = self._drafter if drafter is None else self._part("drafter", drafter)
+        judge = self._verifier if verifier is None else self._part("verifier", verifier)
+        plan(self.model, chosen, judge, self.pipeline(settings))
+        request = Request(self._encode(prompt), settings, chosen, judge, callback, next(self._ids))
+        self._check_tokens(request)
+        return request
+
+    def submit(self, request: Request) -> list[Sequence]:
+        """Queue a request's `n` sequences in the decoder (for servers; `generate` and `stream` call it)."""
+        sequences = [self._sequence(request, i) for i in range(request.sampling.n)]
+        for sequence in sequences:
+            self.decoder.add(sequence)
+        return sequences
+
+    def explain(self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any) -> Plan:
+        """The plan of a combination. Raises `BadRequest` or `Unsupported` with the sentence saying why not."""
+        settings = _sampling(sampling, options)
+        chosen = self._drafter if drafter is None else self._part("drafter", drafter)
+        judge = self._verifier if verifier is None else self._part("verifier", verifier)
+        return plan(self.model, chosen, judge, self.pipeline(settings))
+
+    def pipeline(self, sampling: Sampling) -> Pipeline:
+        """The policy of some settings."""
+        return build_pipeline(sampling)
+
+    # -- internals ----------------------------------------------------------------------------------------
+
+    def _part(self, kind: str, spec: object) -> Any:
+        """A drafter or verifier; equal spec strings share one instance, so that they share a pass and what they learn."""
+        if isinstance(spec, str):
+            key = (kind, str(parse(spec)))
+            if key not in self._parts:
+                self._parts[key] = self._attached(registry.build(kind, spec))
+            return self._parts[key]
+        return self._attached(registry.build(kind, spec))
+
+    def _attached(self, part: Any) -> Any:
+        if isinstance(part, Drafter):
+            part.attach(self.model)
+        return part
+
+    def _prompts(self, prompt: Any) -> tuple[list[Any], bool]:
+        if isinstance(prompt, str):
+            return [prompt], True
+        if isinstance(prompt, Seq) and prompt and all(isinstance(p, int) and not isinstance(p, bool) for p in prompt):
+            return [list(prompt)], True
+        if isinstance(prompt, Seq) and all(isinstance(p, str | list | tuple) for p in prompt):
+            return list(prompt), not prompt
+        raise BadRequest(f"prompt: {prompt!r:.80} is neither a string, a list of token ids, nor a list of those")
+
+    def _encode(self, prompt: Any) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise BadRequest("prompt: a string needs a tokenizer, and this model came without one; give token ids or tokenizer=")
+        return list(self.tokenizer(prompt)["input_ids"])
+
+    def _check_tokens(self, request: Request) -> None:
+        prompt, limit = request.prompt, self.decoder.cache.limit
+        if not prompt:
+            raise BadRequest("prompt: it is empty; give at least one token")
+        wrong = [t for t in prompt if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < self.model.vocab_size]
+        if wrong:
+            raise BadRequest(f"prompt: token id {wrong[0]!r} is not allowed; ids from 0 to {self.model.vocab_size - 1} are")
+        if len(prompt) > limit:
+            raise BadRequest(f"prompt: {len(prompt)} tokens exceed the context of {limit}; shorten the prompt")
+
+    def _sequence(self, request: Request, index: int) -> Sequence:
+        sampling = request.sampling
+        ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.model.end_tokens)
+        return Sequence(
+            request=request,
+            index=index,
+            tokens=list(request.prompt),
+            prompt_length=len(request.prompt),
+            pipeline=self.pipeline(sampling),
+            chance=SeededChance(sampling.seed, index),
+            drafter=request.drafter,
+            verifier=request.verifier,
+            detokenizer=Detokenizer(self.tokenizer, request.prompt),
+            end_tokens=ends,
+        )
+
+    def _collect(self, requests: list[Request]) -> list[Result]:
+        sequences = [s for request in requests for s in self.submit(request)]
+        try:
+            while any(s.finish_reason is None for s in sequences):
+                self.decoder.step()
+        except BaseException:
+            for request in requests:
+                self.decoder.cancel(request.id)
+            raise
+        return [self.result(s) for s in sequences]
+
+    def _stream(self, request: Request) -> Iterator[Event]:
+        sequences = self.submit(request)
+        try:
+            while any(s.finish_reason is None for s in sequences):
+                for event in self.decoder.step():
+                    if event.request_id != request.id:
+                        continue
+                    if event.error is not None:
+                        raise event.error
+                    yield event
+        finally:
+            self.decoder.cancel(request.id)
+
+    def result(self, sequence: Sequence) -> Result:
+        """The result of a finished sequence."""
+        request, sampling = sequence.request, sequence.request.sampling
+        text = sequence.detokenizer.text
+        if sampling.echo and self.tokenizer is not None:
+            text = self.tokenizer.decode(request.prompt, skip_special_tokens=True) + text
+        return Result(
+            text=text,
+            tokens=sequence.tokens[sequence.prompt_length :],
+            finish_reason=sequence.finish_reason or "cancelled",
+            stats=sequence.stats,
+            stop_reason=sequence.stop_reason,
+            logprobs=sequence.logprobs if sampling.logprobs is not None else None,
+            prompt_logprobs=sequence.prompt_logprobs if sampling.echo and sampling.logprobs is not None else None,
+            error=sequence.error,
+            prompt_tokens=len(request.prompt),
+        )
+
+
+def build_pipeline(sampling: Sampling) -> Pipeline:
+    """Policies of some settings, in order: keyword arguments in the order of `ORDER`, then `policies` as given."""
+    by_argument = {m.argument: m for m in registry.methods("policy") if m.argument}
+    policies: list[Policy] = []
+    for name in sorted(sampling.options, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER)):
+        if name not in by_argument:
+            raise BadRequest(f"argument {registry.suggest(name, [*_SAMPLING, *by_argument, 'drafter', 'verifier'])}")
+        value = sampling.options[name]
+        if value is not None:
+            found = by_argument[name]
+            policies.append(registry.construct(found, {registry.fields(found)[0]: value}))
+    greedy = sampling.temperature == 0
+    if not greedy:
+        policies.insert(0, registry.build("policy", f"temperature({float(sampling.temperature)!r})"))
+    policies += [registry.build("policy", spec) for spec in sampling.policies]
+    return Pipeline.of(policies, greedy)
+
+
+def _sampling(base: Sampling | None, options: Mapping[str, Any]) -> Sampling:
+    values = {name: getattr(base, name) for name in _SAMPLING} if base is not None else {}
+    extra = dict(values.pop("options", {}))
+    for name, value in options.items():
+        if name == "policies":
+            values[name] = (value,) if isinstance(value, str | Policy) else tuple(value)
+        elif name in _SAMPLING and name != "options":
+            values[name] = value
+        else:
+            extra[name] = value
+    return Sampling(options=extra, **values)
+
+
+def _nodes(model: Any) -> int:
+    """Drafted tokens that ride along at little extra cost: a CPU core turns compute-bound soon, a GPU late."""
+    return 7 if model.device.type == "cpu" else 31
