@@ -52,6 +52,7 @@ def lm(
     """
     import torch
 
+    from paceline.errors import BadRequest
     from paceline.training import corpus as texts
     from paceline.training import lm as training
     from paceline.training.recipe import Recipe, run
@@ -81,7 +82,7 @@ def lm(
         )
         recipe = Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, vocabulary)
         run(recipe, config, resume)
-    except ValueError as error:
+    except BadRequest as error:
         raise typer.BadParameter(str(error)) from error
 
 

@@ -138,7 +138,7 @@ def installed_sources() -> list[Source]:
 
 
 def read_source(source: Source) -> list[Document]:
-    """All readable files of a source, in an order that is random but equal everywhere (by content hash)."""
+    """All readable files of a source, by content hash: a cap then takes a fixed random part of them."""
     documents = []
     for path in python_files(source.root):
         name = path.relative_to(source.root)
@@ -197,26 +197,21 @@ def read_extra(folder: Path) -> Iterator[Document]:
 
 
 def interleave(documents: Iterable[Document]) -> list[Document]:
-    """A fixed random order over documents of all sources (by hash of source, name and text)."""
-    return sorted(documents, key=lambda d: hashlib.sha256(f"{d.source}/{d.name}/{d.text}".encode()).digest())
+    """A fixed random order, by the hash of position and name (two copies of a file end up far apart)."""
+    marked = ((hashlib.sha256(f"{i}/{d.name}".encode()).digest(), d) for i, d in enumerate(documents))
+    return [document for _, document in sorted(marked, key=lambda pair: pair[0])]
 
 
 def build_corpus(
     sources: Sequence[Source] | None = None, extra: Path | None = None
 ) -> tuple[list[Document], list[Document]]:
-    """Training and validation documents. A file of a source with `copies = 2` is listed twice in training."""
+    """Training and validation documents; a training file of a source with `copies = 2` is listed twice."""
     sources = installed_sources() if sources is None else sources
     found = [document for source in sources for document in read_source(source)]
-    kept = cap_shares(drop_near_duplicates(found), {s.name: s.cap for s in sources})
-    documents = interleave(kept)
+    documents = list(cap_shares(drop_near_duplicates(found), {s.name: s.cap for s in sources}))
     copies = {s.name: s.copies for s in sources}
-    train = [d for d in documents if not d.held_out for _ in range(copies[d.source])]
-    validation = [d for d in documents if d.held_out]
     if extra is not None:
-        room = int(EXTRA_SHARE * sum(d.size for d in train))
-        texts = list(cap_shares(interleave(read_extra(extra)), {"extra": room}))
-        train += [d for d in texts if not d.held_out]
-        validation += [d for d in texts if d.held_out]
-    # The second copy of a file must not follow the first, so the order is drawn over positions as well.
-    order = {i: hashlib.sha256(f"{i}/{d.name}".encode()).digest() for i, d in enumerate(train)}
-    return [train[i] for i in sorted(order, key=order.__getitem__)], validation
+        room = int(EXTRA_SHARE * sum(d.size * copies[d.source] for d in documents))
+        documents += cap_shares(interleave(read_extra(extra)), {"extra": room})
+    train = [d for d in documents if not d.held_out for _ in range(copies.get(d.source, 1))]
+    return interleave(train), interleave(d for d in documents if d.held_out)

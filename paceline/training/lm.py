@@ -26,6 +26,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
+from paceline.errors import BadRequest
+
 from .packing import PackedTokens
 from .report import Reporter
 from .schedule import OPTIMIZERS, ActiveClock, make_optimizers, rate, set_rate
@@ -66,13 +68,13 @@ class LMConfig:
 
     def __post_init__(self) -> None:
         if self.tokens is None and self.steps is None and self.minutes is None:
-            raise ValueError("a run needs a budget: tokens, steps or minutes")
+            raise BadRequest("a run needs a budget: tokens, steps or minutes")
         if any(b is not None and b <= 0 for b in (self.tokens, self.steps, self.minutes)):
-            raise ValueError("a budget must be positive")
+            raise BadRequest("a budget must be positive")
         if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"unknown optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+            raise BadRequest(f"unknown optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
         if self.batch % self.micro_batch:
-            raise ValueError(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+            raise BadRequest(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
 
     @property
     def tokens_per_step(self) -> int:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from paceline.errors import BadRequest
+
 from .corpus import Document
 
 CHUNK = 128  # documents encoded per call: enough to keep the tokenizer's threads busy
@@ -60,7 +62,7 @@ class PackedTokens:
         self.seed = seed
         self.windows = (len(self.tokens) - 1) // length - 1
         if self.windows < 1:
-            raise ValueError(f"{path} has {len(self.tokens)} tokens: too few for windows of {length}")
+            raise BadRequest(f"{path} has {len(self.tokens)} tokens: too few for windows of {length}")
         self._epoch: tuple[int, int, np.ndarray] | None = None
 
     def window(self, index: int) -> np.ndarray:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from transformers import LlamaConfig
 
+from paceline.errors import BadRequest
+
 
 class Shape(NamedTuple):
     """Widths and depth of a preset; every head has `hidden / heads` dimensions and its own key and value."""
@@ -27,7 +29,7 @@ PRESETS = {
 def check_preset(name: str) -> None:
     """Refuse an unknown preset by name."""
     if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+        raise BadRequest(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
 
 
 def preset_config(name: str, vocabulary: int, end: int, positions: int = 1024) -> LlamaConfig:

@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from paceline.errors import BadRequest
+
 from .corpus import DEFAULT_ROOM, Document, Source, build_corpus
 from .lm import LMConfig, Trainer
 from .packing import PackedTokens, pack
@@ -52,9 +54,9 @@ def run(recipe: Recipe, config: LMConfig, resume: bool = False, console: Console
     """Do every stage that is left; returns the final validation bits per byte."""
     console = console or Console(stderr=True)
     if resume and not recipe.checkpoint.exists():
-        raise ValueError(f"nothing to resume: {recipe.checkpoint} does not exist")
+        raise BadRequest(f"nothing to resume: {recipe.checkpoint} does not exist")
     if not resume and recipe.checkpoint.exists():
-        raise ValueError(f"{recipe.checkpoint} exists: continue it with --resume, or choose another --work")
+        raise BadRequest(f"{recipe.checkpoint} exists: continue it with --resume, or choose another --work")
     torch.manual_seed(config.seed)
     tokenizer = prepare(recipe, console)
     end = tokenizer.eos_token_id
@@ -81,7 +83,7 @@ def load_teacher(folder: Path | None, vocabulary: int) -> PreTrainedModel | None
         return None
     teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     if teacher.config.vocab_size != vocabulary:
-        raise ValueError(f"the teacher has {teacher.config.vocab_size} tokens, the tokenizer {vocabulary}")
+        raise BadRequest(f"the teacher has {teacher.config.vocab_size} tokens, the tokenizer {vocabulary}")
     return teacher
 
 
@@ -103,7 +105,7 @@ def prepare(recipe: Recipe, console: Console) -> PreTrainedTokenizerFast:
     if recipe.teacher is not None:
         theirs = PreTrainedTokenizerFast.from_pretrained(recipe.teacher)
         if theirs.get_vocab() != tokenizer.get_vocab():
-            raise ValueError(
+            raise BadRequest(
                 f"{recipe.work} was packed with another tokenizer than the teacher's: choose another --work"
             )
     return tokenizer
@@ -115,7 +117,7 @@ def collect(recipe: Recipe, console: Console) -> tuple[list[Document], list[Docu
     with console.status("reading the corpus"):
         train, validation = build_corpus(sources, recipe.extra)
     if not train or not validation:
-        raise ValueError(
+        raise BadRequest(
             f"the corpus has {len(train)} training and {len(validation)} validation documents: too few"
         )
     megabytes = sum(document.size for document in train) / 1e6

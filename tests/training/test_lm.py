@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from paceline.errors import BadRequest
 from paceline.training.lm import LMConfig, Trainer
 from paceline.training.packing import PackedTokens
 from paceline.training.presets import PRESETS, preset_config
@@ -130,7 +131,7 @@ def test_preset_sizes(name: str, millions: float) -> None:
     ],
 )
 def test_bad_config(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(BadRequest, match=message):
         LMConfig(**options)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from paceline.errors import BadRequest
 from paceline.training.corpus import Document
 from paceline.training.packing import PackedTokens, pack
 
@@ -45,5 +46,5 @@ def test_batches_depend_on_index_and_seed_only(work: Path) -> None:
 
 
 def test_too_short_file_is_refused(work: Path) -> None:
-    with pytest.raises(ValueError, match="too few"):
+    with pytest.raises(BadRequest, match="too few"):
         PackedTokens(work / "validation.bin", 100_000)
