@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from paceline.errors import BadRequest
 from paceline.tree import TokenTree
 
 State = Any
@@ -114,7 +115,17 @@ class Pipeline:
         return any(p.uses_rows for p in self.policies)
 
     def start(self, context: Context) -> tuple[State, ...]:
-        return tuple(p.start(context) for p in self.policies)
+        """States at the end of the prompt. Raises `BadRequest` when the masks together leave no first token."""
+        states = tuple(p.start(context) for p in self.policies)
+        masks = [(p, s) for p, s in zip(self.policies, states, strict=True) if p.stage is Stage.MASK]
+        if masks:
+            row = torch.zeros(1, context.vocab_size, device=context.device)
+            for policy, state in masks:
+                row = policy.transform(row, [state])
+            if not bool(row.isfinite().any()):
+                names = " and ".join(type(policy).__name__ for policy, _ in masks)
+                raise BadRequest(f"policies: {names} leave no token that may come first; loosen one of them")
+        return states
 
     def advance(self, state: tuple[State, ...], token: int, row: torch.Tensor | None = None) -> tuple[State, ...]:
         if not self.policies:

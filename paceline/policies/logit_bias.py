@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -35,7 +35,7 @@ class LogitBias(Policy):
     Source: the `logit_bias` of the OpenAI API, 2020.
     """
 
-    bias: Mapping[int | str, float] | tuple[tuple[int, float], ...] = field(default=())
+    bias: Mapping[int | str, float] | tuple[tuple[int, float], ...] = ()
 
     stage = Stage.PENALTY
 

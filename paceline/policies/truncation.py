@@ -9,9 +9,9 @@ import torch
 
 from paceline.policies.base import Policy, Stage, State
 
-#: Candidates sorted at first on a CPU; the whole vocabulary is sorted only where these do not hold the mass
-#: asked for. On a GPU sorting is quick, while asking whether they do would wait for the device.
-CANDIDATES = 512
+#: Candidates sorted on a CPU; more are, and at last the whole vocabulary, where these do not hold the mass asked
+#: for. On a GPU sorting is quick, while asking whether they do would wait for the device.
+CANDIDATES = (512, 8192)
 
 
 class Truncation(Policy):
@@ -24,7 +24,7 @@ class Truncation(Policy):
         """`[n, V]` bool: the kept tokens of `[n, V]` scores, at least one a row that has a finite score."""
 
     def transform(self, scores: torch.Tensor, states: Sequence[State]) -> torch.Tensor:
-        return scores if self.neutral else scores.masked_fill(~self.keep(scores), -torch.inf)
+        return scores if self.neutral else torch.where(self.keep(scores), scores, -torch.inf)
 
 
 def best(scores: torch.Tensor) -> torch.Tensor:
@@ -43,18 +43,25 @@ def shortest_prefix(key: torch.Tensor, p: torch.Tensor, mass: float) -> torch.Te
     Returns:
         `[n, V]` bool.
     """
-    if key.shape[-1] > CANDIDATES and key.device.type == "cpu":
-        leading = key.topk(CANDIDATES)
-        index = leading.indices.sort(dim=-1).values  # by id, so that the stable sort puts the lowest id first
-        index = index.gather(-1, key.gather(-1, index).sort(dim=-1, descending=True, stable=True).indices)
-        kept = _reaching(p.gather(-1, index), mass)
-        # Tokens with the key of the last candidate may be missing; the prefix is whole if it ends before them.
-        ends = key.gather(-1, index).masked_fill(~kept, torch.inf).amin(-1)
-        if bool((ends > leading.values[:, -1]).all()):
-            return torch.zeros_like(key, dtype=torch.bool).scatter_(-1, index, kept)
-    index = key.sort(dim=-1, descending=True, stable=True).indices
+    for size in CANDIDATES if key.device.type == "cpu" else ():
+        if size < key.shape[-1]:
+            leading = key.topk(size)
+            # Ordered by id first, so that the stable sort puts the lowest id of equal keys first.
+            index = leading.indices.sort(dim=-1).values
+            index = index.gather(-1, _falling(key.gather(-1, index)))
+            kept = _reaching(p.gather(-1, index), mass)
+            # Tokens with the last candidate's key may be missing; the prefix is whole if it ends before them.
+            ends = key.gather(-1, index).masked_fill(~kept, torch.inf).amin(-1)
+            if bool((ends > leading.values[:, -1]).all()):
+                return torch.zeros_like(key, dtype=torch.bool).scatter_(-1, index, kept)
+    index = _falling(key)
     kept = _reaching(p.gather(-1, index), mass)
     return torch.zeros_like(key, dtype=torch.bool).scatter_(-1, index, kept)
+
+
+def _falling(key: torch.Tensor) -> torch.Tensor:
+    """`[n, k]` int64: positions by descending key, equal keys in the order they stand in."""
+    return key.sort(dim=-1, descending=True, stable=True).indices
 
 
 def _reaching(p: torch.Tensor, mass: float) -> torch.Tensor:
