@@ -52,10 +52,10 @@ class Context:
 
 
 class Policy(ABC):
-    """One rewriting of the next-token scores. Subclasses are frozen dataclasses: their fields are the knobs."""
+    """One rewriting of the next-token scores. Subclasses are frozen dataclasses: fields are the knobs."""
 
     stage: ClassVar[Stage]
-    #: True where a child's state needs its parent's row; then states are built top-down after the forward pass.
+    #: True where a child's state needs its parent's row: states are built top-down after the forward pass.
     uses_rows: ClassVar[bool] = False
 
     def start(self, context: Context) -> State:
@@ -106,7 +106,7 @@ class Pipeline:
 
     @classmethod
     def of(cls, policies: Sequence[Policy], greedy: bool) -> Pipeline:
-        """Pipeline of the given policies. Temperature and truncations cannot change a greedy choice and are left out."""
+        """Pipeline of the given policies; temperature and truncations take no part in a greedy choice."""
         active = [p for p in policies if not p.neutral and not (greedy and p.stage >= Stage.TEMPERATURE)]
         return cls(tuple(sorted(active, key=lambda p: p.stage)), greedy)
 
@@ -115,7 +115,7 @@ class Pipeline:
         return any(p.uses_rows for p in self.policies)
 
     def start(self, context: Context) -> tuple[State, ...]:
-        """States at the end of the prompt. Raises `BadRequest` when the masks together leave no first token."""
+        """States at the end of the prompt. Raises `BadRequest` if the masks together leave no first token."""
         states = tuple(p.start(context) for p in self.policies)
         masks = [(p, s) for p, s in zip(self.policies, states, strict=True) if p.stage is Stage.MASK]
         if masks:
@@ -127,7 +127,9 @@ class Pipeline:
                 raise BadRequest(f"policies: {names} leave no token that may come first; loosen one of them")
         return states
 
-    def advance(self, state: tuple[State, ...], token: int, row: torch.Tensor | None = None) -> tuple[State, ...]:
+    def advance(
+        self, state: tuple[State, ...], token: int, row: torch.Tensor | None = None
+    ) -> tuple[State, ...]:
         if not self.policies:
             return state
         return tuple(p.advance(s, token, row) for p, s in zip(self.policies, state, strict=True))
@@ -139,7 +141,7 @@ class Pipeline:
         return any(p.is_final(s) for p, s in zip(self.policies, state, strict=True))
 
     def transform(self, scores: torch.Tensor, states: Sequence[tuple[State, ...]]) -> torch.Tensor:
-        """`[n, V]` scores of the policy at n prefixes; their softmax is its law (their argmax when greedy)."""
+        """`[n, V]` scores of the policy at n prefixes; their softmax is its law (argmax when greedy)."""
         for i, policy in enumerate(self.policies):
             scores = policy.transform(scores, [state[i] for state in states])
         return scores

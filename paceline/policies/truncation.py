@@ -9,8 +9,8 @@ import torch
 
 from paceline.policies.base import Policy, Stage, State
 
-#: Candidates sorted on a CPU; more are, and at last the whole vocabulary, where these do not hold the mass asked
-#: for. On a GPU sorting is quick, while asking whether they do would wait for the device.
+#: Candidates sorted on a CPU; more are, and at last the whole vocabulary, where these do not hold the mass
+#: asked for. On a GPU sorting is quick, while asking whether they do would wait for the device.
 CANDIDATES = (512, 8192)
 
 
