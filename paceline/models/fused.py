@@ -1,0 +1,279 @@
+"""A fast forward pass for the Llama family on a CPU.
+
+It computes what the transformers module computes, with about 30 tensor operations a layer instead of over 100:
+packed weights, q/k/v in one matrix, activation, gate and residual sums inside the matrix products, attention in
+float32. Norms, rotation and softmax are computed in float32 and rounded once, where the module rounds in between; so
+in bfloat16 the logits differ from the module's by rounding, to the more precise side.
+
+What it adds is that **a token's logits are the same bits** whether the token is scored alone, in a chain, in a tree
+or in a batch: every product is padded to at least four rows (see `packing`), attention sums in the order of the path
+(see `attention`), and everything else works on rows. Text is then the same for every drafter also in bfloat16.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from paceline.models.attention import Prepared, attend, prepare
+from paceline.models.fusable import ACTIVATIONS, fusable
+from paceline.models.packing import ROWS, linear_pointwise, pack, packed_bytes, release
+
+_binary = torch.ops.mkldnn._linear_pointwise.binary
+#: Largest accepted difference from the module's logits, in standard deviations of the logits.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+
+class _Norm:
+    """RMSNorm in float32. With several norms, one for each entry of the last but one dimension."""
+
+    def __init__(self, norms: list[Any]) -> None:
+        weights = [norm.weight.detach().float() for norm in norms]
+        self.weight = torch.stack(weights) if len(norms) > 1 else weights[0]
+        self.epsilon = torch.tensor(float(norms[0].variance_epsilon))
+        self.share = 1.0 / self.weight.shape[-1]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Any float dtype in, a new float32 tensor out."""
+        x = x.float()
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(self.epsilon, length, length, value=self.share).rsqrt_()
+        return torch.mul(x, scale).mul_(self.weight)
+
+
+class _Matrix:
+    """One packed matrix made of the weights of linear layers, stacked by output, and their biases.
+
+    The layers' weights are emptied unless `keep`.
+    """
+
+    def __init__(self, *linears: Any, keep: bool = False) -> None:
+        self.linears, self.keep = linears, keep
+        weights = [linear.weight.detach() for linear in linears]
+        self.packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0])
+        biases = [linear.bias for linear in linears]
+        self.bias: Tensor | None = None
+        if any(bias is not None for bias in biases):
+            blank = [weight.new_zeros(len(weight)) for weight in weights]
+            self.bias = torch.cat([z if b is None else b.detach() for z, b in zip(blank, biases, strict=True)])
+        for linear in () if keep else linears:
+            release(linear.weight)
+
+    def restore(self) -> None:
+        """Fill the layers' weights again, bit for bit."""
+        if self.keep:
+            return
+        parts = self.packed.to_dense().split([linear.out_features for linear in self.linears])
+        for linear, part in zip(self.linears, parts, strict=True):
+            linear.weight.data = part.clone() if len(parts) > 1 else part
+
+
+class _Layer:
+    """One decoder layer. `kind` is its entry in the config's `layer_types`, `index` its place in the cache."""
+
+    def __init__(self, layer: Any, kind: str | None, activation: str) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.kind, self.index, self.scale = kind, int(attention.layer_idx), float(attention.scaling)
+        self.dim = int(attention.head_dim)
+        self.queries = attention.q_proj.out_features // self.dim
+        self.keys = attention.k_proj.out_features // self.dim
+        self.before, self.between = _Norm([layer.input_layernorm]), _Norm([layer.post_attention_layernorm])
+        self.head_norm: _Norm | None = None
+        if hasattr(attention, "q_norm"):
+            self.head_norm = _Norm([attention.q_norm] * self.queries + [attention.k_norm] * self.keys)
+        self.act, self.algorithm = ACTIVATIONS[activation]
+        self.qkv = _Matrix(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.o, self.gate = _Matrix(attention.o_proj), _Matrix(mlp.gate_proj)
+        self.up, self.down = _Matrix(mlp.up_proj), _Matrix(mlp.down_proj)
+
+    def __call__(self, x: Tensor, step: _Step) -> Tensor:
+        """`[R, d]` to `[R, d]`; only the first B x T rows are real and reach the cache."""
+        batch, width = step.shape
+        both = self.queries + self.keys
+        h = self.before(x).to(x.dtype)
+        qkv = linear_pointwise(h, self.qkv.packed, self.qkv.bias, "none", [], "").float()
+        heads = qkv.view(len(x), -1, self.dim)
+        qk = heads[:, :both]
+        if self.head_norm is not None:
+            qk = self.head_norm(qk)
+        # roll brings each half to the other's place; the table's sines carry the minus of `rotate_half`.
+        qk = torch.mul(qk, step.cos).addcmul_(qk.roll(self.dim // 2, -1), step.sin)
+        real = batch * width
+        qk = qk[:real].view(batch, width, both, self.dim).transpose(1, 2)
+        value = heads[:real, both:].unflatten(0, step.shape).transpose(1, 2)
+        keys, values = step.cache.update(qk[:, self.queries :], value, self.index)
+        out = step.mixed[:real].view(batch, width, self.queries, self.dim)
+        attend(qk[:, : self.queries], keys, values, step.prepared[self.kind], self.scale, out=out)
+        x = _binary(step.mixed, x, self.o.packed, self.o.bias, "add")
+        h = self.between(x).to(x.dtype)
+        gate = linear_pointwise(h, self.gate.packed, self.gate.bias, self.act, [], self.algorithm)
+        h = _binary(h, gate, self.up.packed, self.up.bias, "mul")
+        return _binary(h, x, self.down.packed, self.down.bias, "add")
+
+
+class _Step(NamedTuple):
+    """What all layers of one forward pass share.
+
+    Attributes:
+        shape: (B, T).
+        cos, sin: `[R, 1, D]` of the rows' positions.
+        prepared: masks by layer kind.
+        cache: keys and values.
+        mixed: `[R, H * D]` scratch for attention's output; rows behind B x T stay zero.
+    """
+
+    shape: tuple[int, int]
+    cos: Tensor
+    sin: Tensor
+    prepared: dict[str | None, Prepared]
+    cache: Any
+    mixed: Tensor
+
+
+class FusedDecoder:
+    """Runs a Llama-like module (`fusable`) on a CPU, from packed weights.
+
+    The module's matrices are emptied as they are packed, so memory does not double; it cannot run by itself until
+    `undo()`. Kept beside the packed copy: an embedding table that is also the output matrix, norms and biases.
+
+    Args:
+        module: a loaded decoder-only module with a language-model head, in bfloat16 or float32.
+
+    Raises:
+        ValueError: the module is not `fusable`, or its own logits come out otherwise; it is left as it was.
+    """
+
+    kv_dtype = torch.float32
+
+    def __init__(self, module: Any) -> None:
+        reason = fusable(module)
+        if reason is not None:
+            raise ValueError(f"module: {reason}")
+        body, config = module.model, module.config
+        tokens, expected = _sample(module)
+        self.dtype: torch.dtype = module.lm_head.weight.dtype
+        self._table: Tensor = body.embed_tokens.weight.detach()
+        self._rotary = body.rotary_emb
+        self._rope = _rope_table(self._rotary, 512)
+        self._norm = _Norm([body.norm])
+        self._head = _Matrix(module.lm_head, keep=module.lm_head.weight is body.embed_tokens.weight)
+        kinds = getattr(config, "layer_types", None) or [None] * len(body.layers)
+        self._layers = [_Layer(*pair, config.hidden_act) for pair in zip(body.layers, kinds, strict=True)]
+        try:
+            self._verify(tokens, expected)
+        except BaseException:
+            self.undo()
+            raise
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of packed weights; a forward pass reads all of them."""
+        return sum(packed_bytes(matrix.packed) for matrix in self._matrices())
+
+    def undo(self) -> None:
+        """Give the module its weights back, bit for bit. The decoder is unusable afterwards."""
+        for matrix in self._matrices():
+            matrix.restore()
+        self._layers = []
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor | dict[str, Tensor],
+        cache: Any,
+        rows: Tensor | None = None,
+        hidden: tuple[int, ...] = (),
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """One forward pass.
+
+        Args:
+            tokens: `[B, T]` int64.
+            positions: `[B, T]` int64.
+            mask: additive float32 `[B, 1, T, S]`, or one for each of the config's layer types.
+            cache: its `update(k, v, layer)` stores `[B, Hk, T, D]` and returns float32 `[B, Hk, S, D]`.
+            rows: flat indices into B x T for which results are wanted; None: all.
+            hidden: layers whose hidden states are wanted too (0: embeddings, L: after the last norm).
+
+        Returns:
+            Logits `[N, V]` float32 and `{layer: [N, d]}` in the module's dtype, N = len(rows) or B x T.
+        """
+        batch, width = tokens.shape
+        real = batch * width
+        spare = max(0, ROWS - real)
+        x = F.embedding(F.pad(tokens.flatten(), (0, spare)) if spare else tokens.flatten(), self._table)
+        rope = self._rotation(F.pad(positions.flatten(), (0, spare)) if spare else positions.flatten())
+        first = self._layers[0]
+        mixed = x.new_zeros(len(x), first.queries * first.dim)
+        step = _Step((batch, width), rope[:, :1], rope[:, 1:], self._prepare(mask), cache, mixed)
+        taps: dict[int, Tensor] = {}
+        for number, layer in enumerate(self._layers):
+            if number in hidden:
+                taps[number] = x
+            x = layer(x, step)
+        return self._finish(x, real, rows, taps, len(self._layers) in hidden)
+
+    def project(self, normed: Tensor) -> Tensor:
+        """Logits `[N, V]` float32 of hidden states `[N, d]` behind the last norm."""
+        count = len(normed)
+        if count < ROWS:
+            normed = F.pad(normed, (0, 0, 0, ROWS - count))
+        return linear_pointwise(normed, self._head.packed, self._head.bias, "none", [], "")[:count].float()
+
+    def _finish(
+        self, x: Tensor, real: int, rows: Tensor | None, taps: dict[int, Tensor], last: bool
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        x = x[:real] if rows is None else x.index_select(0, rows)
+        taps = {n: tap[:real] if rows is None else tap.index_select(0, rows) for n, tap in taps.items()}
+        normed = self._norm(x).to(self.dtype)
+        if last:
+            taps[len(self._layers)] = normed
+        return self.project(normed), taps
+
+    def _prepare(self, mask: Tensor | dict[str, Tensor]) -> dict[str | None, Prepared]:
+        if isinstance(mask, dict):
+            return {kind: prepare(one) for kind, one in mask.items()}
+        return dict.fromkeys({layer.kind for layer in self._layers}, prepare(mask))
+
+    def _rotation(self, positions: Tensor) -> Tensor:
+        longest = int(positions.max()) + 1
+        if longest > len(self._rope):
+            self._rope = _rope_table(self._rotary, max(longest, 2 * len(self._rope)))
+        return self._rope.index_select(0, positions)
+
+    def _matrices(self) -> list[_Matrix]:
+        parts = [m for layer in self._layers for m in (layer.qkv, layer.o, layer.gate, layer.up, layer.down)]
+        return [*parts, self._head]
+
+    def _verify(self, tokens: Tensor, expected: Tensor) -> None:
+        length = tokens.shape[1]
+        mask = torch.full((length, length), -torch.inf).triu_(1)[None, None]
+        kinds = {layer.kind for layer in self._layers}
+        masks = mask if kinds == {None} else {str(kind): mask for kind in kinds}
+        got, _ = self(tokens, torch.arange(length)[None], masks, DynamicCache())
+        error, spread = float((got - expected).abs().max()), float(expected.std())
+        if not error <= _TOLERANCE[self.dtype] * spread:
+            raise ValueError(
+                f"module: the fused forward pass differs from the module's by {error:.3g} (logits spread {spread:.3g}); "
+                f"{type(self).__name__} does not know everything this module does"
+            )
+
+
+def _sample(module: Any) -> tuple[Tensor, Tensor]:
+    """A few tokens `[1, T]` and the module's own logits `[T, V]` for them."""
+    length = min(6, getattr(module.config, "sliding_window", None) or 6)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(module.config.vocab_size, (1, length), generator=generator)
+    with torch.no_grad():
+        return tokens, module(input_ids=tokens, use_cache=False).logits[0].float()
+
+
+def _rope_table(rotary: Any, length: int) -> Tensor:
+    """`[length, 2, D]` float32: cosines, and sines with the first half negated."""
+    cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
+    half = cos.shape[-1] // 2
+    return torch.stack([cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], -1)], 1)
