@@ -8,11 +8,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+#: Most characters at the end of a text that further tokens may turn into one. An incomplete character has up
+#: to three UTF-8 bytes, which some tokenizers show as one replacement character, others as one a byte.
+HELD = 3
+#: A window of more tokens than the first is cut to the second; enough to hold an incomplete character whole.
+WINDOW = (24, 8)
+
+
 class Detokenizer:
     """Incremental decoding of one sequence, special tokens left out.
 
-    A token may hold part of a character, and some tokenizers decode a token differently after others; so text is
-    decoded in a window that starts a few tokens back, and held while it ends in an incomplete character.
+    A token may hold part of a character, and some tokenizers decode a token differently after others; so text
+    is decoded in a window that starts a few tokens back, and what may be an incomplete character at its end
+    is held.
 
     Args:
         tokenizer: `None` gives empty text (models driven by token ids alone).
@@ -22,8 +30,11 @@ class Detokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, tokens: list[int]) -> None:
         self.tokenizer = tokenizer
         self.text = ""
-        self._window = list(tokens[-6:])
-        self._shown = len(self._window)  # tokens of the window whose text is part of `text` or of the prompt
+        self._window = list(tokens[-WINDOW[1] :])
+        before = self._decode()
+        self._done = len(before)  # characters of the window's text that are part of `text` or of the prompt
+        # A prompt of token ids may end inside a character. Once whole, it is the generated text's.
+        self._unsure = before if _incomplete(before) else ""
         self._released = 0
 
     def push(self, token: int) -> str:
@@ -31,22 +42,29 @@ class Detokenizer:
         if self.tokenizer is None:
             return ""
         self._window.append(token)
-        before, now = self._decode(self._window[: self._shown]), self._decode(self._window)
-        if now.endswith("\ufffd") and len(self._window) - self._shown < 8:
-            return ""
-        piece = now[len(before) :]
-        self.text += piece
-        self._window = self._window[max(0, self._shown - 2) :]
-        self._shown = len(self._window)
+        now = self._decode()
+        if self._unsure:
+            certain = len(self._unsure) - _incomplete(self._unsure)
+            self._done = max(certain, _common(self._unsure, now))
+        piece = self._take(now, len(now) - _incomplete(now))
+        if piece:
+            self._unsure = ""
+        if len(self._window) > WINDOW[0]:
+            held = len(now) - self._done
+            self._window, self._unsure = self._window[-WINDOW[1] :], ""
+            self._done = max(0, len(self._decode()) - held)
         return piece
 
     def flush(self) -> str:
         """Text of tokens still held back, at the end."""
-        if self.tokenizer is None or self._shown == len(self._window):
-            return ""
-        piece = self._decode(self._window)[len(self._decode(self._window[: self._shown])) :]
+        now = self._decode()
+        return self._take(now, len(now))
+
+    def _take(self, now: str, end: int) -> str:
+        """Add the window's text up to `end` to the text."""
+        piece = now[self._done : end]
         self.text += piece
-        self._shown = len(self._window)
+        self._done = max(self._done, end)
         return piece
 
     def release(self, stops: tuple[str, ...], final: bool) -> str:
@@ -59,7 +77,7 @@ class Detokenizer:
         return piece
 
     def find(self, stops: tuple[str, ...], added: int) -> tuple[int, str] | None:
-        """The earliest stop string that ends within the last `added` characters: where it starts, and itself."""
+        """The earliest stop string that ends within the last `added` characters: its start, and itself."""
         best: tuple[int, str] | None = None
         for stop in stops:
             at = self.text.find(stop, max(0, len(self.text) - added - len(stop) + 1))
@@ -71,11 +89,24 @@ class Detokenizer:
         """Shorten the text to its first `length` characters."""
         self.text = self.text[:length]
 
-    def _decode(self, tokens: list[int]) -> str:
-        assert self.tokenizer is not None
-        return str(
-            self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    def _decode(self) -> str:
+        """The window's text."""
+        if self.tokenizer is None:
+            return ""
+        text = self.tokenizer.decode(
+            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return str(text)
+
+
+def _incomplete(text: str) -> int:
+    """Number of characters at the end that may be an incomplete character."""
+    return min(HELD, len(text) - len(text.rstrip("\ufffd")))
+
+
+def _common(a: str, b: str) -> int:
+    """Length of the longest common start."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _overlap(text: str, stop: str) -> int:
