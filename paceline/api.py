@@ -72,7 +72,7 @@ class Engine:
         verifier: object = "coupled",
         dtype: Any = None,
         device: Any = None,
-        fast: bool = True,
+        fast: bool | None = None,
         max_rows: int = 8,
         nodes: int | None = None,
         trust_remote_code: bool = False,

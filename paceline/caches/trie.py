@@ -92,7 +92,7 @@ class TrieLayer(CacheLayerMixin):
         self.cache = cache
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        rows, capacity = self.cache.max_rows, self.cache.capacity
+        rows, capacity = self.cache.rows, self.cache.capacity
         self.keys = self.cache.zeros(rows, key_states.shape[1], capacity, key_states.shape[3])
         self.values = self.cache.zeros(rows, value_states.shape[1], capacity, value_states.shape[3])
         self.is_initialized = True
@@ -138,7 +138,7 @@ class TrieCache(Cache):
         limit: most committed tokens and live nodes a row may hold.
         dtype: of keys and values.
         device: where they live.
-        capacity: slots allocated at first; storage doubles from there up to what `limit` needs.
+        capacity: slots allocated at first. Rows and slots double as they are needed, up to `rows` and `limit`.
     """
 
     def __init__(
@@ -155,7 +155,7 @@ class TrieCache(Cache):
             raise BadRequest(f"cache: rows={rows}, limit={limit}; both must be at least 1")
         self.max_rows, self.limit = rows, limit
         self.dtype, self.device = dtype, device
-        self.capacity = bucket(min(capacity, limit))
+        self.rows, self.capacity = 1, bucket(min(capacity, limit))
         self.live: list[Row] = []
         self.pending: Extension | None = None
         super().__init__(layers=[TrieLayer(self) for _ in range(layers)])
@@ -163,9 +163,16 @@ class TrieCache(Cache):
     # -- rows ---------------------------------------------------------------------------------------------
 
     def allocate(self) -> Row:
-        """A fresh row behind the live ones. Raises `RuntimeError` when all are taken."""
+        """A fresh row behind the live ones.
+
+        Raises:
+            RuntimeError: all are taken.
+            OutOfMemory: storage could not grow.
+        """
         if len(self.live) == self.max_rows:
             raise RuntimeError(f"cache: all {self.max_rows} rows are in use")
+        if len(self.live) == self.rows:
+            self._resize(min(2 * self.rows, self.max_rows), self.capacity)
         row = Row(len(self.live))
         self.live.append(row)
         return row
@@ -279,20 +286,21 @@ class TrieCache(Cache):
         return [layer for layer in self.layers if layer.is_initialized]
 
     def _grow(self, length: int) -> None:
-        if bucket(length) <= self.capacity:
-            return
-        capacity = bucket(max(length, min(2 * self.capacity, self.limit)))
+        if bucket(length) > self.capacity:
+            self._resize(self.rows, bucket(max(length, min(2 * self.capacity, self.limit))))
+
+    def _resize(self, rows: int, capacity: int) -> None:
         grown = []
         for layer in self._ready():
-            rows, heads, old, dim = layer.keys.shape
+            old_rows, heads, old, dim = layer.keys.shape
             keys = self.zeros(rows, heads, capacity, dim)
             values = self.zeros(rows, heads, capacity, layer.values.shape[3])
-            grown.append((layer, keys, values, old))
+            grown.append((layer, keys, values, old_rows, old))
         # Nothing changes before every allocation succeeded: a failed growth leaves the live rows usable.
-        for layer, keys, values, old in grown:
-            keys[:, :, :old], values[:, :, :old] = layer.keys, layer.values
+        for layer, keys, values, old_rows, old in grown:
+            keys[:old_rows, :, :old], values[:old_rows, :, :old] = layer.keys, layer.values
             layer.keys, layer.values = keys, values
-        self.capacity = capacity
+        self.rows, self.capacity = rows, capacity
 
     def _layout(self, rows: Sequence[Row], starts: list[int], width: int) -> Extension:
         length = bucket(max(starts) + width)

@@ -76,8 +76,6 @@ class TreeDecoder:
 
     def _admit(self, sequence: Sequence) -> None:
         began = time.perf_counter()
-        sequence.row = self.cache.allocate()
-        self.running.append(sequence)
         self._guarded(sequence, self._begin)
         sequence.stats.prefill += time.perf_counter() - began
         # The first pass carries the rest of the prompt; taken alone it does not stretch the others' pass.
@@ -85,6 +83,8 @@ class TreeDecoder:
             self._step([sequence])
 
     def _begin(self, sequence: Sequence) -> None:
+        sequence.row = self.cache.allocate()
+        self.running.append(sequence)
         prompt = tuple(sequence.tokens)
         context = Context(prompt, self.model.vocab_size, sequence.end_tokens, self.model.device)
         sequence.state = sequence.pipeline.start(context)

@@ -28,6 +28,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+#: Name in transformers' attention interface, and the dtype in which it wants keys and values cached.
+NAME = "paceline"
+KV_DTYPE = torch.float32
 #: Positions a piece. Products of more than 192 slots are split by the kernel itself, at places that depend on S.
 PIECE = 128
 #: Additive mask values below this hide a slot: both -inf and the dtype's minimum are in use.
@@ -208,5 +211,5 @@ def attention_forward(
     return mixed.to(query.dtype), None
 
 
-ALL_ATTENTION_FUNCTIONS.register("paceline", attention_forward)
-ALL_MASK_ATTENTION_FUNCTIONS.register("paceline", sdpa_mask)
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention_forward)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)

@@ -98,6 +98,10 @@ class CausalModel:
         forward: a faster forward pass that computes the same; the module's own by default.
         name: for messages.
 
+    Attributes:
+        nbytes: bytes of weights that one forward pass reads.
+        path: how the forward pass is computed, for people.
+
     Raises:
         Unsupported: the architecture cannot be driven (recurrent layers, encoder-decoder, ...), with the reason.
     """
@@ -110,6 +114,8 @@ class CausalModel:
         self.vocab_size = int(self.config.vocab_size)
         self.num_layers = int(self.config.num_hidden_layers)
         self.windows = _windows(self.config)
+        self.nbytes = _weight_bytes(module)
+        self.path = "the module's own forward pass"
         self.offers = frozenset({"chain", "tree", "hidden_states"})
         self.context = int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
 
@@ -121,12 +127,6 @@ class CausalModel:
         if ids is None:
             ids = getattr(self.config, "eos_token_id", None)
         return frozenset([ids] if isinstance(ids, int) else ids or [])
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of weights read by one forward pass (an untied embedding table is not)."""
-        weights = {p.data_ptr(): p.nbytes for p in self.module.parameters() if p.numel()}
-        return sum(weights.values())
 
     def new_cache(self, rows: int, limit: int | None = None, capacity: int = 512) -> TrieCache:
         """An empty cache for `rows` sequences of at most `limit` tokens (the model's context by default)."""
@@ -234,6 +234,15 @@ class CausalModel:
             additive = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
             kinds[kind] = torch.from_numpy(additive).to(self.device)
         return next(iter(kinds.values())) if len(kinds) == 1 else kinds
+
+
+def _weight_bytes(module: Any) -> int:
+    """All weights once; of an input embedding that is not also the head, a pass reads only a few rows."""
+    weights = {p.data_ptr(): p.nbytes for p in module.parameters() if p.numel()}
+    table, head = module.get_input_embeddings(), module.get_output_embeddings()
+    if table is not None and head is not None and table.weight.data_ptr() != head.weight.data_ptr():
+        weights.pop(table.weight.data_ptr(), None)
+    return sum(weights.values())
 
 
 def _crown_parents(row: Row, tree: TokenTree, before: Seq[int]) -> np.ndarray:

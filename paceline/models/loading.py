@@ -21,7 +21,7 @@ def load_model(
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    fast: bool = True,
+    fast: bool | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
     inflated: str | None = None,
@@ -33,7 +33,8 @@ def load_model(
         dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; by default bfloat16 where the device computes it
             natively, else float32.
         device: by default CUDA when there is one, else the CPU.
-        fast: replace the forward pass by a faster equal one where that is possible (see `paceline.models.fast`).
+        fast: replace the forward pass by a faster equal one where that is possible (see `paceline.models.fast`). It
+            takes the module over (its weights are packed away), so a module in hand is left as it is unless `True`.
         trust_remote_code: run code that comes with the checkpoint. Only for sources you trust.
         allow_pickle: accept checkpoints that are not safetensors.
         inflated: embed the model in a larger one of equal function (see `paceline.models.inflate`).
@@ -61,7 +62,7 @@ def load_model(
     module.requires_grad_(False)
     adapter = CausalModel(module, name=name)
     self_check(adapter)
-    if fast:
+    if fast or (fast is None and isinstance(model, str | Path)):
         from paceline.models.fast import speed_up
 
         speed_up(adapter)
@@ -133,13 +134,19 @@ def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = 
 
 def _from_folder(folder: str, name: str, dtype: torch.dtype | None, trust: bool, allow_pickle: bool) -> Any:
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         return AutoModelForCausalLM.from_pretrained(
             folder, dtype=dtype, trust_remote_code=trust, use_safetensors=None if allow_pickle else True
         )
     except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
         raise ModelError(f"model: {name!r} cannot be loaded: {_first_line(error)}") from error
+    finally:
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:
