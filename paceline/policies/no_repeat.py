@@ -95,7 +95,7 @@ def _banned(state: History[Grams]) -> set[int]:
 
 
 def _windows(run: tuple[int, ...], size: int) -> list[tuple[int, ...]]:
-    return [run[i : i + size] for i in range(len(run) - size + 1)]
+    return [run[i : i + size] for i in range(len(run) - size + 1)] if size else []
 
 
 def _end(run: tuple[int, ...], size: int) -> tuple[int, ...]:
