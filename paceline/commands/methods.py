@@ -1,0 +1,66 @@
+"""`paceline methods`: the catalogue."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.commands import options as o
+from paceline.errors import BadRequest
+
+if TYPE_CHECKING:
+    from paceline.registry import Method
+
+KINDS = ("drafter", "policy", "verifier")
+COLOURS = {"lossless": "green", "greedy": "cyan", "lossy": "yellow", "defines": "blue"}
+
+
+def methods(
+    kind: Annotated[str | None, typer.Option("--kind", help="drafter, policy or verifier.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+) -> None:
+    """List every method: what it does, what it guarantees, what it needs, where it comes from."""
+    if kind is not None and kind not in KINDS:
+        raise BadRequest(f"kind: {kind!r} is unknown; {', '.join(KINDS)} are allowed")
+    o.hush()
+    from paceline import registry
+
+    found = registry.methods(kind)
+    if as_json:
+        typer.echo(json.dumps([_record(m) for m in found], indent=1, ensure_ascii=False))
+    else:
+        _print(found)
+
+
+def _record(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "kind": method.kind,
+        "guarantee": method.guarantee.value,
+        "needs": sorted(method.needs),
+        "paper": method.paper,
+        "year": method.year,
+        "summary": method.summary,
+    }
+
+
+def _print(found: list[Method]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("kind", "name", "guarantee", "needs", "what it does", "source", box=None, header_style="bold")
+    for m in found:
+        promise = m.guarantee.value + (f" ({m.knob})" if m.knob else "")
+        table.add_row(
+            Text(m.kind, "dim"),
+            Text(m.name, "bold"),
+            Text(promise, COLOURS[m.guarantee.value]),
+            Text(", ".join(sorted(m.needs)), "dim"),
+            Text(m.summary),
+            Text(f"{m.paper} ({m.year})", "dim"),
+        )
+    Console(highlight=False).print(table)
+    typer.echo("A method is chosen by its name or with options: --drafter 'draft(length=4)'.")

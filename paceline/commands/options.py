@@ -1,0 +1,85 @@
+"""Options that several commands share, and the engine they describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paceline.errors import BadRequest
+
+if TYPE_CHECKING:
+    from paceline.api import Engine
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", help="A pocket model, a folder or a Hub id (organisation/name).")
+]
+Drafter = Annotated[
+    str, typer.Option("--drafter", "-d", help="Who drafts: none, ngram, 'draft(length=4)', ... (see methods).")
+]
+Verifier = Annotated[str, typer.Option("--verifier", help="Who judges drafts.")]
+Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from the k most likely tokens.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the most likely mass p.")]
+MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the best.")]
+Policies = Annotated[
+    list[str] | None, typer.Option("--policy", "-p", help="A further policy's spec; may be repeated.")
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or float64 [default: the fastest].")
+]
+Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cuda if there is one].")]
+Inflated = Annotated[
+    str | None, typer.Option("--inflated", help="Embed the model in a larger one of equal function.")
+]
+MaxRows = Annotated[int, typer.Option("--max-rows", help="Most sequences decoded at once.")]
+Fast = Annotated[bool, typer.Option("--fast/--no-fast", help="Replace the forward pass by a faster equal one.")]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
+]
+Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept checkpoints that are not safetensors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def load_engine(model: str, **options: Any) -> Engine:
+    """An engine, loaded without the libraries' progress bars."""
+    hush()
+    from paceline.api import Engine
+
+    return Engine.load(model, **options)
+
+
+def hush() -> None:
+    """Keep progress bars and advice of transformers out of the terminal."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+
+
+def policies(top_k: int | None, top_p: float | None, min_p: float | None, specs: list[str] | None) -> dict[str, Any]:
+    """The engine's arguments for policies; what was not given is left out."""
+    given = {"top_k": top_k, "top_p": top_p, "min_p": min_p}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if specs:
+        chosen["policies"] = list(specs)
+    return chosen
+
+
+def read_prompt(prompt: str | None, file: str | None) -> str:
+    """The prompt's text from the argument, a file, or standard input. Raises `BadRequest`."""
+    import sys
+    from pathlib import Path
+
+    if prompt is not None and prompt != "-" and file is not None:
+        raise BadRequest("prompt: given both as an argument and with --file; give one of them")
+    try:
+        if file is not None:
+            return Path(file).expanduser().read_text(encoding="utf-8")
+        if prompt is not None and prompt != "-":
+            return prompt
+        if sys.stdin.isatty():
+            raise BadRequest("prompt: none given; write it after the command, use --file, or pipe it in")
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"prompt: {file or 'standard input'} cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Measuring: workloads, timing, peers, reports."""
