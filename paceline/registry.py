@@ -83,7 +83,8 @@ def method(
 
     def register(cls: type[T]) -> type[T]:
         known = _methods.get((kind, name))
-        if known is not None and known.cls.__qualname__ != cls.__qualname__:
+        # The same class may come again, when its module is loaded anew.
+        if known is not None and _place(known.cls) != _place(cls):
             raise ValueError(f"{kind} {name!r} is registered by both {known.cls.__module__} and {cls.__module__}")
         if (guarantee is Guarantee.LOSSY) != (knob is not None):
             raise ValueError(f"{kind} {name!r}: a lossy method, and only a lossy method, names the knob that bounds the loss")
@@ -93,6 +94,10 @@ def method(
         return cls
 
     return register
+
+
+def _place(cls: type) -> tuple[str, str]:
+    return cls.__module__, cls.__qualname__
 
 
 def load() -> None:
@@ -165,6 +170,8 @@ def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
     for name, value in spec.options.items():
         if name not in names:
             raise BadRequest(f"{found.name}: option {suggest(name, names)}")
+        if name in options:
+            raise BadRequest(f"{found.name}: option {name!r} is given twice, as {options[name]!r} and {value!r}")
         options[name] = value
     return options
 

@@ -32,9 +32,14 @@ class Spec:
 
 
 def _show(value: object) -> str:
-    if isinstance(value, str) and not re.fullmatch(r"[^\s()=,\"']+", value):
-        return repr(value)
-    return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    """A value as `parse` reads it back; a string is quoted where it would be read as something else."""
+    if not isinstance(value, str):
+        return str(value).lower() if isinstance(value, bool) or value is None else str(value)
+    bare = _TOKEN.fullmatch(value)
+    if bare is not None and bare["word"] == value and value.lower() not in _WORDS:
+        return value
+    quote = '"' if "'" in value else "'"
+    return f"{quote}{value}{quote}"
 
 
 def parse(text: str) -> Spec:
