@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-#: Most characters at the end of a text that further tokens may turn into one. An incomplete character has up
-#: to three UTF-8 bytes, which some tokenizers show as one replacement character, others as one a byte.
+#: What an incomplete character can be at most: three bytes, hence three tokens and three replacement characters
+#: (some tokenizers show one for the character, others one a byte).
 HELD = 3
-#: A window of more tokens than the first is cut to the second; enough to hold an incomplete character whole.
+#: A window of more tokens than the first is shortened to about the second.
 WINDOW = (24, 8)
 
 
@@ -31,10 +31,11 @@ class Detokenizer:
         self.tokenizer = tokenizer
         self.text = ""
         self._window = list(tokens[-WINDOW[1] :])
-        before = self._decode()
+        before = self._decode(self._window)
         self._done = len(before)  # characters of the window's text that are part of `text` or of the prompt
         # A prompt of token ids may end inside a character. Once whole, it is the generated text's.
-        self._unsure = before if _incomplete(before) else ""
+        self._unsure = before if _replaced(before) else ""
+        self._pending = 0  # tokens since the text last ended in a whole character
         self._released = 0
 
     def push(self, token: int) -> str:
@@ -42,22 +43,25 @@ class Detokenizer:
         if self.tokenizer is None:
             return ""
         self._window.append(token)
-        now = self._decode()
+        now = self._decode(self._window)
+        held = _replaced(now)
+        self._pending = self._pending + 1 if held else 0
+        if self._pending > HELD:
+            # Too many for an incomplete character: these bytes are no text, and only the last may become one.
+            held = min(held, HELD)
         if self._unsure:
-            certain = len(self._unsure) - _incomplete(self._unsure)
+            certain = len(self._unsure) - min(_replaced(self._unsure), HELD)
             self._done = max(certain, _common(self._unsure, now))
-        piece = self._take(now, len(now) - _incomplete(now))
+        piece = self._take(now, len(now) - held)
         if piece:
             self._unsure = ""
-        if len(self._window) > WINDOW[0]:
-            held = len(now) - self._done
-            self._window, self._unsure = self._window[-WINDOW[1] :], ""
-            self._done = max(0, len(self._decode()) - held)
+        if len(self._window) > WINDOW[0] and not 0 < self._pending <= HELD:
+            self._shorten(now)
         return piece
 
     def flush(self) -> str:
         """Text of tokens still held back, at the end."""
-        now = self._decode()
+        now = self._decode(self._window)
         return self._take(now, len(now))
 
     def _take(self, now: str, end: int) -> str:
@@ -66,6 +70,15 @@ class Detokenizer:
         self.text += piece
         self._done = max(self._done, end)
         return piece
+
+    def _shorten(self, now: str) -> None:
+        """Start the window later, at a token where a character starts: there its text ends as it did."""
+        left = len(now) - self._done
+        for start in range(len(self._window) - WINDOW[1], len(self._window) - WINDOW[1] - HELD - 1, -1):
+            later = self._decode(self._window[start:])
+            if now.endswith(later) and len(later) >= left:
+                self._window, self._done, self._unsure = self._window[start:], len(later) - left, ""
+                return
 
     def release(self, stops: tuple[str, ...], final: bool) -> str:
         """Text not shown yet that cannot become part of a stop string any more (all of it when `final`)."""
@@ -89,19 +102,16 @@ class Detokenizer:
         """Shorten the text to its first `length` characters."""
         self.text = self.text[:length]
 
-    def _decode(self) -> str:
-        """The window's text."""
+    def _decode(self, tokens: list[int]) -> str:
         if self.tokenizer is None:
             return ""
-        text = self.tokenizer.decode(
-            self._window, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return str(text)
 
 
-def _incomplete(text: str) -> int:
-    """Number of characters at the end that may be an incomplete character."""
-    return min(HELD, len(text) - len(text.rstrip("\ufffd")))
+def _replaced(text: str) -> int:
+    """Number of replacement characters at the end, where a character may be incomplete."""
+    return len(text) - len(text.rstrip("\ufffd"))
 
 
 def _common(a: str, b: str) -> int:

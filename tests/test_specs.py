@@ -73,9 +73,7 @@ SCALARS = st.one_of(
     st.integers(-(10**12), 10**12),
     st.floats(allow_nan=False, allow_infinity=False),
     st.text(st.characters(codec="utf-8", exclude_characters="'"), max_size=6),
-    st.sampled_from(
-        ["true", "None", "5", "-1e3", "it's", "back\\slash x", "", " ", "a(b)=,", "/a/b-7b", "1.5.2"]
-    ),
+    st.sampled_from(["true", "None", "5", "-1e3", "it's", "back\\slash x", "", " ", "a(b)=,", "/a/b-7b", "1.5.2"]),
 )
 
 
@@ -163,12 +161,10 @@ def test_mistakes_are_answered_by_name(knobs: type[Knobs], spec: object, message
 
 def test_a_taken_name_is_refused(knobs: type[Knobs]) -> None:
     other = type("Other", (), {})
-    with pytest.raises(
-        ValueError, match=r"verifier 'knobs' is registered by both .*test_specs and .*test_specs"
-    ):
+    with pytest.raises(ValueError, match=r"verifier 'knobs' is registered by both .*test_specs and .*test_specs"):
         registered(other)
     namesake = type("Knobs", (), {"__module__": "elsewhere"})
-    with pytest.raises(ValueError, match="registered by both .*test_specs and elsewhere"):
+    with pytest.raises(ValueError, match=r"registered by both .*test_specs and elsewhere"):
         registered(namesake)
     assert registered(Knobs) is Knobs  # its module loaded again
     method(name="knobs", kind="drafter", guarantee=Guarantee.LOSSLESS, summary="", paper="", year=0)(other)
