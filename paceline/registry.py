@@ -12,6 +12,7 @@ import difflib
 import importlib
 import importlib.metadata
 import pkgutil
+import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def method(
         if known is not None and _place(known.cls) != _place(cls):
             raise ValueError(f"{kind} {name!r} is registered by both {known.cls.__module__} and {cls.__module__}")
         if (guarantee is Guarantee.LOSSY) != (knob is not None):
-            raise ValueError(f"{kind} {name!r}: a lossy method, and only a lossy method, names the knob that bounds the loss")
+            raise ValueError(f"{kind} {name!r}: lossy methods, and no others, name the knob that bounds the loss")
         _methods[kind, name] = Method(
             name, kind, cls, guarantee, summary, paper, year, frozenset(needs), knob, argument
         )
@@ -178,7 +179,8 @@ def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
 
 def _fits(value: object, hint: Any) -> bool:
     """Whether a parsed value may go into a field of that type; only plain scalars are judged."""
-    choices = typing.get_args(hint) if typing.get_origin(hint) is not None else (hint,)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hint) if union else (hint,)
     if not set(choices) <= {int, float, bool, str, type(None)} or hint is type(None):
         return True
     if isinstance(value, bool):

@@ -128,6 +128,7 @@ def test_a_method_is_built_from_all_kinds_of_specs(knobs: type[Knobs]) -> None:
     assert build("verifier", "knobs(3, share=2, flag=true, label='x y')") == expected
     assert build("verifier", Spec("knobs", (3, 2.0, True), {"label": "x y"})) == expected
     assert build("verifier", expected) is expected
+    assert registry.construct(find("verifier", "knobs"), {"items": (1, 2)}) == Knobs(items=(1, 2))
     assert build("verifier", "knobs") == Knobs()
     assert find("verifier", "knobs").cls is Knobs
     assert [m.name for m in methods("verifier")].count("knobs") == 1
