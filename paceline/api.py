@@ -15,11 +15,10 @@ from paceline.errors import BadRequest
 from paceline.models.loading import load_model, load_tokenizer
 from paceline.plan import Plan, plan
 from paceline.policies.base import Pipeline, Policy
-from paceline.requests import Event, Request, Result, Sampling, Stats
+from paceline.requests import Event, Request, Result, Sampling
 from paceline.sequence import Sequence
 from paceline.specs import parse
 from paceline.text import Detokenizer
-from paceline.verifiers.base import Verifier
 
 #: Order in which policies given as keyword arguments run within a stage, as in transformers.
 ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -162,7 +161,9 @@ class Engine:
             self.decoder.add(sequence)
         return sequences
 
-    def explain(self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any) -> Plan:
+    def explain(
+        self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any
+    ) -> Plan:
         """The plan of a combination. Raises `BadRequest` or `Unsupported` with the sentence saying why not."""
         settings = _sampling(sampling, options)
         chosen = self._drafter if drafter is None else self._part("drafter", drafter)
@@ -176,7 +177,7 @@ class Engine:
     # -- internals ----------------------------------------------------------------------------------------
 
     def _part(self, kind: str, spec: object) -> Any:
-        """A drafter or verifier; equal spec strings share one instance, so that they share a pass and what they learn."""
+        """A drafter or verifier; equal spec strings share one instance, its passes and what it learns."""
         if isinstance(spec, str):
             key = (kind, str(parse(spec)))
             if key not in self._parts:
@@ -202,22 +203,24 @@ class Engine:
         if not isinstance(prompt, str):
             return list(prompt)
         if self.tokenizer is None:
-            raise BadRequest("prompt: a string needs a tokenizer, and this model came without one; give token ids or tokenizer=")
+            raise BadRequest("prompt: a string needs a tokenizer and this model has none; give ids or tokenizer=")
         return list(self.tokenizer(prompt)["input_ids"])
 
     def _check_tokens(self, request: Request) -> None:
         prompt, limit = request.prompt, self.decoder.cache.limit
         if not prompt:
             raise BadRequest("prompt: it is empty; give at least one token")
-        wrong = [t for t in prompt if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t < self.model.vocab_size]
+        top = self.model.vocab_size - 1
+        wrong = [t for t in prompt if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t <= top]
         if wrong:
-            raise BadRequest(f"prompt: token id {wrong[0]!r} is not allowed; ids from 0 to {self.model.vocab_size - 1} are")
+            raise BadRequest(f"prompt: token id {wrong[0]!r} is not allowed; ids from 0 to {top} are")
         if len(prompt) > limit:
             raise BadRequest(f"prompt: {len(prompt)} tokens exceed the context of {limit}; shorten the prompt")
 
     def _sequence(self, request: Request, index: int) -> Sequence:
         sampling = request.sampling
-        ends = frozenset(sampling.stop_token_ids) | (frozenset() if sampling.ignore_eos else self.model.end_tokens)
+        own = frozenset() if sampling.ignore_eos else self.model.end_tokens
+        ends = frozenset(sampling.stop_token_ids) | own
         return Sequence(
             request=request,
             index=index,

@@ -21,3 +21,6 @@ class ModelError(PacelineError):
 
 class OutOfMemory(PacelineError, MemoryError):
     """The cache could not grow."""
+
+
+NON_FINITE = "{}: the model returned non-finite logits (NaN or infinity); its weights or dtype are unusable"

@@ -67,7 +67,8 @@ def plan(model: Any, drafter: Drafter, verifier: Verifier, pipeline: Pipeline) -
     if missing:
         wanted = ", ".join(CAPABILITIES[need] for need in sorted(missing))
         raise Unsupported(f"drafter {drafts.name!r} needs {wanted}, which {model.name} does not offer")
-    return Plan(_weakest(drafts.guarantee, verifies.guarantee), _describe(model, drafts, verifies, drafter, verifier, pipeline))
+    guarantee = _weakest(drafts.guarantee, verifies.guarantee)
+    return Plan(guarantee, _describe(model, drafts, verifies, drafter, verifier, pipeline))
 
 
 def method_of(part: object) -> registry.Method:

@@ -146,7 +146,7 @@ def build(kind: str, spec: object) -> Any:
     if not isinstance(spec, Spec):
         if any(isinstance(spec, m.cls) for m in methods(kind)):
             return spec
-        raise BadRequest(f"{kind}: {spec!r} is a {type(spec).__name__}; give a spec string or one of the {kind} classes")
+        raise BadRequest(f"{kind}: {spec!r} is a {type(spec).__name__}; give a spec string or a {kind}'s instance")
     found = find(kind, spec.name)
     return construct(found, _bind(found, spec, fields(found)))
 
@@ -166,7 +166,7 @@ def construct(found: Method, options: Mapping[str, object]) -> Any:
 
 def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
     if len(spec.positional) > len(names):
-        raise BadRequest(f"{found.name}: {len(spec.positional)} values given, at most {len(names)} taken: {', '.join(names)}")
+        raise BadRequest(f"{found.name}: {len(spec.positional)} values given for {', '.join(names)}")
     options: dict[str, object] = dict(zip(names, spec.positional, strict=False))
     for name, value in spec.options.items():
         if name not in names:

@@ -49,7 +49,7 @@ class Sampling:
         if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
             raise BadRequest(f"temperature: {self.temperature!r} is not a number")
         if not 0 <= self.temperature < math.inf:
-            raise BadRequest(f"temperature: {self.temperature} is out of range; 0 (greedy) or a positive number is allowed")
+            raise BadRequest(f"temperature: {self.temperature} is out of range; 0 (greedy) or more is allowed")
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         ids = self.stop_token_ids
         if isinstance(ids, str) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):

@@ -48,7 +48,7 @@ class TokenTree:
     def __post_init__(self) -> None:
         n = len(self.tokens)
         if n == 0 or len(self.parents) != n:
-            raise ValueError(f"parents: {len(self.parents)} entries for {n} tokens; one per token is needed, root first")
+            raise ValueError(f"parents: {len(self.parents)} entries for {n} tokens; one a token is needed, root first")
         order = np.arange(n)
         if self.parents[0] != -1 or (n > 1 and ((self.parents[1:] < 0) | (self.parents[1:] >= order[1:])).any()):
             raise ValueError(f"parents: {self.parents.tolist()}; node 0 must have parent -1, others an earlier node")

@@ -106,7 +106,8 @@ class TrieLayer(CacheLayerMixin):
         extension = self.cache.pending
         if extension is None:
             raise RuntimeError("TrieCache.update: call extend() before the forward pass")
-        assert self.keys is not None and self.values is not None
+        assert self.keys is not None
+        assert self.values is not None
         rows = slice(extension.first, extension.first + len(extension.starts))
         keys, values = self.keys[rows], self.values[rows]
         if len(extension.starts) == 1:
@@ -231,7 +232,7 @@ class TrieCache(Cache):
         return self.pending
 
     def keep(self, row: Row, path: Sequence[int]) -> None:
-        """Move the crown nodes of `path` (root first, each the child of the one before) into the trunk, forget the rest.
+        """Move a path of the crown (root first, each the child of the one before) into the trunk, forget the rest.
 
         Raises:
             ValueError: `path` does not lead from the trunk's tip through existing nodes.
@@ -283,7 +284,8 @@ class TrieCache(Cache):
             ) from error
 
     def _ready(self) -> list[Any]:
-        return [layer for layer in self.layers if layer.is_initialized]
+        layers: list[Any] = self.layers
+        return [layer for layer in layers if layer.is_initialized]
 
     def _grow(self, length: int) -> None:
         if bucket(length) > self.capacity:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from paceline.errors import ModelError
+from paceline.errors import NON_FINITE, ModelError
 from paceline.models.causal import Scores
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
@@ -63,7 +63,7 @@ def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> li
         rows, states, failure = laws[i]
         verdict = verdicts[i]
         if not all(finite[scores.starts[i] : scores.starts[i + 1]]):
-            failure = ModelError("the model returned non-finite logits (NaN or infinity); its weights or dtype are unusable")
+            failure = ModelError(NON_FINITE.format("model"))
         if failure is None and isinstance(verdict, Exception):
             failure = verdict
         judged.append(failure or _conclude(sequence, tree, verdict, rows, states))  # type: ignore[arg-type]

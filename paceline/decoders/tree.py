@@ -264,7 +264,8 @@ class _Clock:
     """Seconds of each phase of a step, shared evenly by the step's sequences."""
 
     def __init__(self, share: int) -> None:
-        self.share, self.spent, self.last = share, dict.fromkeys(("draft", "score", "judge", "keep"), 0.0), time.perf_counter()
+        self.share, self.last = share, time.perf_counter()
+        self.spent = dict.fromkeys(("draft", "score", "judge", "keep"), 0.0)
 
     def lap(self, phase: str) -> None:
         now = time.perf_counter()

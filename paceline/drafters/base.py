@@ -53,11 +53,9 @@ class Drafter(ABC):
 
     def attach(self, target: CausalModel) -> None:
         """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
-        return None
 
     def begin(self, sequence: Sequence) -> None:
         """A sequence starts; `sequence.tokens` holds the prompt."""
-        return None
 
     @abstractmethod
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
@@ -70,15 +68,12 @@ class Drafter(ABC):
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
         """The target's logits at every scored node, accepted or not."""
-        return None
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         """Which nodes were kept and which tokens were emitted."""
-        return None
 
     def end(self, sequence: Sequence) -> None:
         """The sequence is finished, failed or cancelled; release what belongs to it."""
-        return None
 
 
 class SequenceDrafter(Drafter):

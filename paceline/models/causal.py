@@ -117,7 +117,8 @@ class CausalModel:
         self.nbytes = _weight_bytes(module)
         self.path = "the module's own forward pass"
         self.offers = frozenset({"chain", "tree", "hidden_states"})
-        self.context = int(getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", 2048))
+        lengths = (getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions"))
+        self.context = int(next((length for length in lengths if length), 2048))
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -186,7 +187,9 @@ class CausalModel:
         return Scores(torch.cat([part[0] for part in ordered]), starts, taps)
 
     @torch.inference_mode()
-    def prefill(self, cache: TrieCache, row: Row, tokens: Seq[int], chunk: int = 512, logits: bool = False) -> list[torch.Tensor]:
+    def prefill(
+        self, cache: TrieCache, row: Row, tokens: Seq[int], chunk: int = 512, logits: bool = False
+    ) -> list[torch.Tensor]:
         """Commit a stretch of known tokens, `chunk` at a time; with `logits`, returns `[chunk, V]` float32 pieces."""
         pieces = []
         for at in range(0, len(tokens), chunk):

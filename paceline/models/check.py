@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from paceline.errors import ModelError, Unsupported
+from paceline.errors import NON_FINITE, ModelError, Unsupported
 from paceline.models.causal import CausalModel
 from paceline.tree import TokenTree
 
@@ -40,16 +40,16 @@ def self_check(model: CausalModel) -> None:
             f"position_ids: {type(error).__name__}: {error}"
         ) from error
     if not torch.isfinite(got).all():
-        raise ModelError(f"{model.name}: the model returned non-finite logits (NaN or infinity); its weights or dtype are unusable")
+        raise ModelError(NON_FINITE.format(model.name))
     paths = [np.concatenate([prefix, drafted[tree.path(node)]]) for node in (3, 5)]
     for node, path in zip((3, 5), paths, strict=True):
         ids = torch.from_numpy(path).to(model.device)[None]
         plain = model.module(input_ids=ids, use_cache=False).logits[0, -1].float()
-        error, scale = float((got[node] - plain).abs().max()), float(plain.std()) + 1e-6
-        if error > _TOLERANCE[model.module.dtype] * scale:
+        difference, scale = float((got[node] - plain).abs().max()), float(plain.std()) + 1e-6
+        if difference > _TOLERANCE[model.module.dtype] * scale:
             raise Unsupported(
                 f"{model.name} (model type {model.config.model_type!r}) does not honour tree masks and position_ids: "
-                f"a token's logits in a tree differ from plain decoding by {error:.3g} "
+                f"a token's logits in a tree differ from plain decoding by {difference:.3g} "
                 "(ALiBi and similar position schemes cannot be driven)"
             )
 

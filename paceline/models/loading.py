@@ -76,13 +76,13 @@ def resolve(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         if not (path / "config.json").exists():
-            raise BadRequest(f"model: folder {name!r} holds no model (no config.json); give a folder made by save_pretrained")
+            raise BadRequest(f"model: folder {name!r} holds no model (no config.json in it); see save_pretrained")
         return str(path)
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
         raise BadRequest(f"model: there is no folder {name!r}")
     if "/" not in name:
         known = sorted(p.parent.name for p in POCKET.glob("*/config.json"))
-        raise BadRequest(f"model: {name!r} is no pocket model ({', '.join(known)}), folder or Hub id (organisation/name)")
+        raise BadRequest(f"model: {name!r} is no pocket model ({', '.join(known)}), folder or Hub id (owner/name)")
     return name
 
 

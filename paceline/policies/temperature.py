@@ -35,7 +35,7 @@ class Temperature(Policy):
 
     def __post_init__(self) -> None:
         if not 0 <= self.value < float("inf"):
-            raise BadRequest(f"temperature: {self.value} is out of range; 0 (greedy) or a positive number is allowed")
+            raise BadRequest(f"temperature: {self.value} is out of range; 0 (greedy) or more is allowed")
 
     @property
     def neutral(self) -> bool:

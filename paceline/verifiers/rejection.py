@@ -44,7 +44,7 @@ class Rejection(Verifier):
             p = logp[node - 1].double().exp()
             q = _draft_law(tree, node, len(p))
             if float(q[token]) <= 0:
-                raise ValueError(f"draft token {token} at depth {node} has probability 0 under the law it was drawn from")
+                raise ValueError(f"draft token {token} at depth {node} has probability 0 under its own law")
             if chance.bernoulli(float(p[token] / q[token]), at, "accept"):
                 path.append(node)
                 continue
