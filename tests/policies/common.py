@@ -55,9 +55,7 @@ def name(policy: Policy) -> str:
 
 
 def scores(n: int, seed: int, size: int = V, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return (
-        torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
-    )
+    return torch.randn(n, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype) * 2
 
 
 def after(policy: Policy, tokens: Sequence[int], context: Context = CONTEXT, settle: bool = False) -> State:
@@ -70,9 +68,7 @@ def after(policy: Policy, tokens: Sequence[int], context: Context = CONTEXT, set
     return state
 
 
-def one(
-    policy: Policy, row: Sequence[float], tokens: Sequence[int] = (), prompt: Sequence[int] = ()
-) -> torch.Tensor:
+def one(policy: Policy, row: Sequence[float], tokens: Sequence[int] = (), prompt: Sequence[int] = ()) -> torch.Tensor:
     """One transformed row."""
     state = after(policy, tokens, Context(tuple(prompt), len(row)))
     return policy.transform(torch.tensor([row]), [state])[0]
@@ -89,9 +85,7 @@ def random_tree(seed: int, nodes: int = 12, size: int = V) -> TokenTree:
     return TokenTree(generator.integers(0, size, nodes + 1), np.array(parents))
 
 
-def chain_row(
-    pipeline: Pipeline, raw: torch.Tensor, tokens: Sequence[int], context: Context = CONTEXT
-) -> torch.Tensor:
+def chain_row(pipeline: Pipeline, raw: torch.Tensor, tokens: Sequence[int], context: Context = CONTEXT) -> torch.Tensor:
     """The row after generated tokens, taken in one at a time from the prompt on."""
     state = pipeline.start(context)
     for token in tokens:

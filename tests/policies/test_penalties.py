@@ -55,9 +55,7 @@ def test_no_repeat_bans_what_followed_the_same_context() -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(
-    prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=20), tokens=TOKENS, seed=st.integers(0, 99)
-)
+@given(prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=20), tokens=TOKENS, seed=st.integers(0, 99))
 def test_equal_to_transformers_and_to_scalar_loops(prompt: list[int], tokens: list[int], seed: int) -> None:
     raw, ids, context = scores(1, seed), torch.tensor([prompt + tokens]), Context(tuple(prompt), V)
     counts = Counter(tokens)

@@ -78,9 +78,7 @@ def test_rows_are_laws_and_the_input_stays(policy: Policy) -> None:
         assert rows.shape == raw.shape
         assert not rows.isnan().any()
         assert rows.isfinite().any(-1).all()
-        torch.testing.assert_close(
-            Pipeline((policy,), greedy=False).distribution(rows).exp().sum(-1), torch.ones(6)
-        )
+        torch.testing.assert_close(Pipeline((policy,), greedy=False).distribution(rows).exp().sum(-1), torch.ones(6))
 
 
 @pytest.mark.parametrize("policy", NEUTRAL, ids=name)
@@ -119,9 +117,7 @@ def test_branches_do_not_disturb_each_other(policy: Policy) -> None:
 
 @pytest.mark.parametrize("policies", PIPELINES, ids=lambda policies: "+".join(map(name, policies)))
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-9)])
-def test_rows_of_a_tree_are_those_of_its_chains(
-    policies: list[Policy], dtype: torch.dtype, tolerance: float
-) -> None:
+def test_rows_of_a_tree_are_those_of_its_chains(policies: list[Policy], dtype: torch.dtype, tolerance: float) -> None:
     pipeline = Pipeline.of(policies, greedy=False)
     committed = [5, 0, 5, 11, 10, 4] * 7
     state = pipeline.start(CONTEXT)
