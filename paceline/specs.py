@@ -33,9 +33,12 @@ class Spec:
 
 def _show(value: object) -> str:
     """A value as `parse` reads it back; a string is quoted where it would be read as something else."""
+    if isinstance(value, Spec):
+        text = str(value)
+        return text if text.endswith(")") else f"{text}()"
     if not isinstance(value, str):
         return str(value).lower() if isinstance(value, bool) or value is None else str(value)
-    bare = _TOKEN.fullmatch(value)
+    bare = _TOKEN.match(value)
     if bare is not None and bare["word"] == value and value.lower() not in _WORDS:
         return value
     quote = '"' if "'" in value else "'"

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from paceline import registry
@@ -84,6 +84,7 @@ def specs(values: st.SearchStrategy[object]) -> st.SearchStrategy[Spec]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(spec=specs(st.one_of(SCALARS, specs(SCALARS))))
+@example(spec=Spec("a", (Spec("b"), "0\ud7fc", "-1x"), {"c": Spec("d")}))
 def test_specs_survive_a_round_trip(spec: Spec) -> None:
     back = parse(str(spec))
     assert back == spec

@@ -18,7 +18,7 @@ def test_examples_run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     names: dict[str, Any] = {"__name__": "example"}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        exec(compile(block, "docs/policies.md", "exec"), names)
+        exec(compile(block, "docs/policies.md", "exec", dont_inherit=True), names)
     assert capsys.readouterr().out.strip() == names["result"].text.strip()
 
 
