@@ -1,0 +1,100 @@
+"""What a benchmark run is made of: contestants, their runs, and samples."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from paceline.requests import Stats
+
+Prompts = Sequence[Sequence[int]]
+
+
+@dataclass
+class Run:
+    """One measured generation of a batch of prompts.
+
+    Attributes:
+        tokens: generated ids of each prompt.
+        seconds: end to end, prefill included.
+        first: seconds until every prompt had its first token.
+        decoded: tokens that came after that moment.
+        stats: Paceline's own statistics, summed over the batch.
+    """
+
+    tokens: list[list[int]]
+    seconds: float
+    first: float
+    decoded: int
+    stats: Stats | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every contestant is asked to do: the same prompts, number of tokens and randomness."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
+class Contestant(ABC):
+    """A way to generate text."""
+
+    side: ClassVar[str]
+    name: str
+
+    def prepare(self, fresh: bool = True) -> None:
+        """Get ready, outside the measured time; `fresh` forgets what was learned from earlier prompts."""
+        return None
+
+    @abstractmethod
+    def run(self, prompts: Prompts, job: Job) -> Run:
+        """Generate."""
+
+
+@dataclass
+class Sample:
+    """One measured run with its circumstances, as stored in a report.
+
+    Attributes:
+        size, workload, prompt, repeat: which run; `prompt` names the batch's prompts.
+        side, method: who ran.
+        bandwidth: bytes a second around the run: the mean of the probes before and after.
+        stable: whether those two belong to one mode; unstable samples are not compared.
+        growth: bytes the process grew by at most during the run.
+    """
+
+    size: str
+    workload: str
+    prompt: str
+    repeat: int
+    side: str
+    method: str
+    seconds: float
+    first: float
+    decoded: int
+    tokens: list[list[int]]
+    bandwidth: float
+    stable: bool
+    attempts: int = 1
+    growth: int | None = None
+    stats: dict[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int:
+        """Generated tokens."""
+        return sum(len(tokens) for tokens in self.tokens)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, end to end."""
+        return self.count / self.seconds
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens a second after the first ones."""
+        spent = self.seconds - self.first
+        return self.decoded / spent if spent > 0 and self.decoded else 0.0
