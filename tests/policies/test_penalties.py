@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from transformers.generation import logits_process as hf
 
@@ -56,6 +56,8 @@ def test_no_repeat_bans_what_followed_the_same_context() -> None:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(prompt=st.lists(st.integers(0, V - 1), min_size=1, max_size=20), tokens=TOKENS, seed=st.integers(0, 99))
+@example(prompt=[1, 2], tokens=[3, 4, 3, 3, 0] * 11, seed=0)
+@example(prompt=[1], tokens=[5, 6, 7, 5, 6] * (BOUND // 5) + [5, 6, 8, 5], seed=1)
 def test_equal_to_transformers_and_to_scalar_loops(prompt: list[int], tokens: list[int], seed: int) -> None:
     raw, ids, context = scores(1, seed), torch.tensor([prompt + tokens]), Context(tuple(prompt), V)
     counts = Counter(tokens)
@@ -83,7 +85,7 @@ def test_settling_changes_nothing_but_the_base(policy: Policy) -> None:
     assert (state.length, settled.length) == (BOUND + 1, 0)
     assert policy.settle(settled) is settled
     raw = scores(2, 1)
-    for more in ((), (5,), (5, 9, 5)):
+    for more in ((), (1,), (1, 1, 9), (9, 5, 9)):  # of the base, of both, of the tail alone
         pair = [state, settled]
         for token in more:
             pair = [policy.advance(s, token) for s in pair]
