@@ -127,9 +127,7 @@ class Pipeline:
                 raise BadRequest(f"policies: {names} leave no token that may come first; loosen one of them")
         return states
 
-    def advance(
-        self, state: tuple[State, ...], token: int, row: torch.Tensor | None = None
-    ) -> tuple[State, ...]:
+    def advance(self, state: tuple[State, ...], token: int, row: torch.Tensor | None = None) -> tuple[State, ...]:
         if not self.policies:
             return state
         return tuple(p.advance(s, token, row) for p, s in zip(self.policies, state, strict=True))

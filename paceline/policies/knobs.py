@@ -51,9 +51,7 @@ def check_vocabulary(name: str, ids: Iterable[int], context: Context) -> None:
     """Refuse ids beyond the vocabulary, which is first known when a request starts."""
     for token in ids:
         if token >= context.vocab_size:
-            raise BadRequest(
-                f"{name}: token id {token} is outside the vocabulary; 0 <= id < {context.vocab_size}"
-            )
+            raise BadRequest(f"{name}: token id {token} is outside the vocabulary; 0 <= id < {context.vocab_size}")
 
 
 def on_device(ids: Iterable[int], context: Context) -> torch.Tensor:

@@ -69,8 +69,6 @@ class LogitBias(Policy):
         numbers = [number for _, number in self._pairs]
         return on_device(ids, context), torch.tensor(numbers, dtype=torch.float64, device=context.device)
 
-    def transform(
-        self, scores: torch.Tensor, states: Sequence[tuple[torch.Tensor, torch.Tensor]]
-    ) -> torch.Tensor:
+    def transform(self, scores: torch.Tensor, states: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         ids, numbers = states[0]  # the same in every state of this policy
         return scores.index_add(-1, ids, numbers.to(scores.dtype).expand(len(scores), -1))

@@ -43,8 +43,8 @@ class Grams:
 class NoRepeat(Policy):
     """Ban v (score `-inf` in `[n, V]`) where (last `size` - 1 tokens, v) occurred in prompt or output.
 
-    With size 1 no token of prompt or output may occur again. A tiny vocabulary can run out of tokens: the row
-    then has no finite score, and a request that gets there fails.
+    With size 1 no token of prompt or output may occur again. A tiny vocabulary can run out of tokens; the row
+    then has no finite score, a dead end.
 
     Attributes:
         size: n, usual 2-4. 0, the default, switches it off.
@@ -57,9 +57,7 @@ class NoRepeat(Policy):
     stage = Stage.MASK
 
     def __post_init__(self) -> None:
-        check_integer(
-            "no_repeat_ngram_size", self.size, "an integer of at least 1, or 0 to switch it off, is allowed"
-        )
+        check_integer("no_repeat_ngram_size", self.size, "an integer of at least 1, or 0 to switch it off, is allowed")
 
     @property
     def neutral(self) -> bool:

@@ -39,9 +39,7 @@ class Repetition(CountPenalty):
     counts_prompt = True
 
     def __post_init__(self) -> None:
-        check_number(
-            "repetition_penalty", self.penalty, "a number above 0 is allowed", 0, math.inf, above=True
-        )
+        check_number("repetition_penalty", self.penalty, "a number above 0 is allowed", 0, math.inf, above=True)
 
     @property
     def neutral(self) -> bool:
