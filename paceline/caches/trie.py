@@ -224,7 +224,7 @@ class TrieCache(Cache):
         starts = [row.length for row in rows]
         self._grow(max(starts) + width)
         for row, new in zip(rows, parents, strict=True):
-            row.parents.extend(int(p) for p in new)
+            row.parents.extend(np.asarray(new).tolist())
         self.pending = self._layout(rows, starts, width)
         if len(rows) > 1:
             slots = torch.tensor(starts, device=self.device)[:, None] + torch.arange(width, device=self.device)
@@ -306,6 +306,13 @@ class TrieCache(Cache):
 
     def _layout(self, rows: Sequence[Row], starts: list[int], width: int) -> Extension:
         length = bucket(max(starts) + width)
+        if all(row.length == start + width and _continues(row) for row, start in zip(rows, starts, strict=True)):
+            # Chains behind their trunks, nothing padded: slot, position and order are one.
+            slots = np.arange(length)
+            positions = np.array(starts)[:, None] + np.arange(width)
+            visible = slots <= positions[:, :, None]
+            known = slots * visible[:, -1]
+            return Extension(rows[0].index, starts, width, length, positions, visible, known)
         shape = (len(rows), width, length)
         visible = np.zeros(shape, bool)
         positions = np.zeros(shape[:2], np.int64)
@@ -313,7 +320,7 @@ class TrieCache(Cache):
         for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
             old, end = start - row.trunk, row.length
             visible[b, :, : row.trunk] = True
-            if old == 0 and row.parents == list(range(-1, len(row.parents) - 1)):
+            if _continues(row):
                 depths = np.arange(len(row.parents))
             else:
                 depths = np.array(row.depths())
@@ -337,3 +344,8 @@ class TrieCache(Cache):
         for layer in self._ready():
             for store in (layer.keys[row.index], layer.values[row.index]):
                 store.index_copy_(1, target, store.index_select(1, source))
+
+
+def _continues(row: Row) -> bool:
+    """Whether the crown is a chain behind the trunk."""
+    return row.parents == list(range(-1, len(row.parents) - 1))

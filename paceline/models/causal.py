@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -164,6 +165,9 @@ class CausalModel:
             behind the nodes that were live before.
         """
         pending = pending or [()] * len(rows)
+        if len(rows) == 1:
+            logits, taps, starts = self._pass(cache, rows, trees, pending, hidden)
+            return Scores(logits, starts, taps)
         order = sorted(range(len(rows)), key=lambda i: rows[i].index)
         groups: list[list[int]] = []
         for i in order:
@@ -181,7 +185,7 @@ class CausalModel:
             for j, i in enumerate(group):
                 span = slice(starts[j], starts[j + 1])
                 parts[i] = logits[span], {layer: h[span] for layer, h in taps.items()}
-        starts = np.cumsum([0] + [len(tree) for tree in trees]).tolist()
+        starts = _starts(trees)
         ordered = [parts[i] for i in range(len(rows))]
         taps = {layer: torch.cat([part[1][layer] for part in ordered]) for layer in hidden}
         return Scores(torch.cat([part[0] for part in ordered]), starts, taps)
@@ -204,30 +208,33 @@ class CausalModel:
     def _pass(
         self,
         cache: TrieCache,
-        rows: list[Row],
-        trees: list[TokenTree],
-        pending: list[Seq[int]],
+        rows: Seq[Row],
+        trees: Seq[TokenTree],
+        pending: Seq[Seq[int]],
         hidden: tuple[int, ...],
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
         parents = [_crown_parents(row, tree, before) for row, tree, before in zip(rows, trees, pending, strict=True)]
         extension = cache.extend(rows, parents)
         width = extension.width
+        starts = _starts(trees)
         tokens = np.zeros((len(rows), width), np.int64)
-        wanted: list[np.ndarray] = []
         for b, (tree, before) in enumerate(zip(trees, pending, strict=True)):
             tokens[b, : len(before)] = before
             tokens[b, len(before) : len(before) + len(tree)] = tree.tokens
-            wanted.append(b * width + len(before) + np.arange(len(tree)))
-        flat = np.concatenate(wanted)
+        wanted = None
+        if starts[-1] != tokens.size:
+            spans = [b * width + len(before) for b, before in enumerate(pending)]
+            flat = [np.arange(at, at + len(tree)) for at, tree in zip(spans, trees, strict=True)]
+            wanted = torch.from_numpy(np.concatenate(flat)).to(self.device)
         logits, taps = self.forward(
             torch.from_numpy(tokens).to(self.device),
             torch.from_numpy(extension.positions).to(self.device),
             self._mask(extension),
             cache,
-            None if len(flat) == tokens.size else torch.from_numpy(flat).to(self.device),
+            wanted,
             hidden,
         )
-        return logits, taps, np.cumsum([0] + [len(tree) for tree in trees]).tolist()
+        return logits, taps, starts
 
     def _mask(self, extension: Extension) -> Mask:
         """Additive masks `[B, 1, T, S]` float32: one for all layers, or one a layer type."""
@@ -248,8 +255,14 @@ def _weight_bytes(module: Any) -> int:
     return sum(weights.values())
 
 
+def _starts(trees: Seq[TokenTree]) -> list[int]:
+    return list(itertools.accumulate((len(tree) for tree in trees), initial=0))
+
+
 def _crown_parents(row: Row, tree: TokenTree, before: Seq[int]) -> np.ndarray:
     base = len(row.parents)
+    if not base and not len(before):
+        return tree.parents
     chain = np.arange(-1, len(before) - 1)
     parents = np.concatenate([chain, tree.parents + len(before)])
     parents[parents >= 0] += base
