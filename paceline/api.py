@@ -15,6 +15,7 @@ from paceline.errors import BadRequest
 from paceline.models.loading import load_model, load_tokenizer
 from paceline.plan import Plan, plan
 from paceline.policies.base import Pipeline, Policy
+from paceline.policies.temperature import Temperature
 from paceline.requests import Event, Request, Result, Sampling
 from paceline.sequence import Sequence
 from paceline.specs import parse
@@ -291,7 +292,10 @@ def build_pipeline(sampling: Sampling) -> Pipeline:
     greedy = sampling.temperature == 0
     if not greedy:
         policies.insert(0, registry.build("policy", f"temperature({float(sampling.temperature)!r})"))
-    policies += [registry.build("policy", spec) for spec in sampling.policies]
+    extra = [p if isinstance(p, Policy) else registry.build("policy", p) for p in sampling.policies]
+    if any(isinstance(p, Temperature) for p in extra):
+        raise BadRequest("policies: temperature has an argument of its own; give temperature= instead")
+    policies += extra
     return Pipeline.of(policies, greedy)
 
 
