@@ -83,7 +83,7 @@ EDITS = [
         "`client_address` is called `peer`",
         [(r"\bclient_address\b", "peer")],
     ),
-    ("socketserver.py", "BaseServer.handle_error", "with type hints", [(r"client_address\)", "client_address: tuple)")]),
+    ("socketserver.py", "BaseServer.handle_error", "with type hints", [(r"client_address\)", "client_address: str)")]),
     ("socketserver.py", "TCPServer.shutdown_request", "`request` is called `sock`", [(r"\brequest\b", "sock")]),
     ("tokenize.py", "_get_normal_name", "`enc` is called `name`", [(r"\benc\b", "name")]),
 ]
@@ -191,10 +191,7 @@ def edits(library: Library, count: Counter) -> Iterator[Record]:
 def json_records() -> Iterator[Record]:
     """Documents cut in the middle: the structure is known, the values are not."""
     for name, value, style in JSON_DOCUMENTS:
-        if style == "lines":
-            text = "\n".join(json.dumps(row) for row in value)
-        else:
-            text = json.dumps(value, indent=2)
+        text = "\n".join(map(json.dumps, value)) if style == "lines" else json.dumps(value, indent=2)
         cut = text.index("\n", int(0.55 * len(text)))
         yield {
             "name": name,

@@ -38,9 +38,7 @@ def options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; may also follow a command.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks; may also follow a command.")] = False,
 ) -> None:
     """One decoding engine for generative sequence models: draft, verify, choose, measure."""
 

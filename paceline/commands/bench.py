@@ -41,9 +41,7 @@ def bench(
     batch: Annotated[int, typer.Option(help="Prompts generated together.")] = 1,
     peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure transformers' generate as well.")] = True,
     assistant: Annotated[str | None, typer.Option(help="Draft model of transformers' assisted generation.")] = None,
-    warm: Annotated[
-        bool, typer.Option("--warm", help="Drafters keep what they learned from earlier prompts.")
-    ] = False,
+    warm: Annotated[bool, typer.Option("--warm", help="Drafters keep what they learned from earlier prompts.")] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     budget: Annotated[float | None, typer.Option(help="Stop after about this many seconds.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the report named by --json.")] = False,
@@ -143,11 +141,13 @@ def _print(report: Report, console: Console) -> None:
         info = report.sizes[section.size]
         bound = f"at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, bound {section.bound:.0f}"
         title = Text(f"{info.label} · {section.workload}", "bold").append(f"  {bound}", "dim")
-        table = Table(title=title, title_justify="left", box=None, header_style="dim")
-        for i, name in enumerate(r.HEADER):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=i < 2)
-        for line in section.lines:
-            table.add_row(*line, style="dim" if line[0].startswith("transformers") else "")
+        table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
+        for i, name in enumerate(r.SHORT):
+            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
+        for name, *cells in section.lines:
+            style = "dim" if name.startswith("transformers") else ""
+            label = name.replace("transformers", "hf").replace("prompt lookup", "lookup").removeprefix("paceline ")
+            table.add_row(label, *cells, style=style)
         console.print(table)
         console.print()
     for note in (r.machine(report), r.mode_note(report), *r.NOTES, *r.differences(report)):

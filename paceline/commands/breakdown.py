@@ -53,5 +53,6 @@ def print_logprobs(tokenizer: Any, entries: list[TokenLogprob], console: Console
     table = Table("token", "id", "logprob", "alternatives", box=None, header_style="dim")
     for entry in entries:
         others = "  ".join(f"{tokenizer.decode([t])!r} {p:.2f}" for t, p in entry.top)
-        table.add_row(Text(repr(tokenizer.decode([entry.token]))), str(entry.token), f"{entry.logprob:.3f}", Text(others))
+        token = Text(repr(tokenizer.decode([entry.token])))
+        table.add_row(token, str(entry.token), f"{entry.logprob:.3f}", Text(others))
     console.print(table)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -30,9 +31,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be repeated.")] = None,
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of samples.")] = 1,
-    logprobs: Annotated[
-        int | None, typer.Option("--logprobs", help="List tokens with this many alternatives.")
-    ] = None,
+    logprobs: Annotated[int | None, typer.Option("--logprobs", help="List tokens with this many alternatives.")] = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour accepted, rejected and bonus tokens.")
@@ -87,7 +86,7 @@ def _print_json(engine: Engine, results: list[Result]) -> None:
     from paceline.evaluation.measures import stats_json
 
     def record(result: Result) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             "text": result.text,
             "tokens": result.tokens,
             "finish_reason": result.finish_reason,
@@ -137,9 +136,12 @@ def _print_stream(engine: Engine, prompt: str, settings: dict[str, Any], show_dr
     from paceline.commands.breakdown import print_logprobs, print_stats
     from paceline.commands.painter import Painter
 
-    show = Painter(engine.tokenizer, engine.request(prompt, **settings).prompt) if show_drafts else _write
-    if isinstance(show, Painter):
-        show.legend()
+    show: Callable[[Event], None] = _write
+    if show_drafts:
+        request = engine.request(prompt, **settings)
+        painter = Painter(engine.tokenizer, request.prompt, request.drafter.shape)
+        painter.legend()
+        show = painter
     if settings["echo"]:
         typer.secho(prompt, dim=True, nl=False)
     result = engine.generate(prompt, callback=show, **settings)

@@ -21,17 +21,22 @@ UsageError = typer.BadParameter.__mro__[2]
 class Guarded(TyperGroup):
     """A command group whose errors are one red line on stderr, with a traceback only under `--debug`."""
 
-    def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        standalone = options.pop("standalone_mode", True)
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        standalone_mode: bool = True,
+        **options: Any,
+    ) -> Any:
         debug, words = _take_debug(list(sys.argv[1:] if args is None else args))
         try:
-            code = super().main(words, *rest, standalone_mode=False, **options)
+            code = super().main(words, prog_name, standalone_mode=False, **options)
             sys.stdout.flush()
         except Exception as error:
-            if not standalone:
+            if not standalone_mode:
                 raise
             code = _report(error, debug)
-        if standalone:
+        if standalone_mode:
             sys.exit(code if isinstance(code, int) else 0)
         return code
 

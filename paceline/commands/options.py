@@ -11,9 +11,7 @@ from paceline.errors import BadRequest
 if TYPE_CHECKING:
     from paceline.api import Engine
 
-Model = Annotated[
-    str, typer.Option("--model", "-m", help="A pocket model, a folder or a Hub id (organisation/name).")
-]
+Model = Annotated[str, typer.Option("--model", "-m", help="A pocket model, a folder or a Hub id (organisation/name).")]
 Drafter = Annotated[
     str, typer.Option("--drafter", "-d", help="Who drafts: none, ngram, 'draft(length=4)', ... (see methods).")
 ]
@@ -22,21 +20,15 @@ Temperature = Annotated[float, typer.Option("--temperature", "-t", help="0 is gr
 TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from the k most likely tokens.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the most likely mass p.")]
 MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the best.")]
-Policies = Annotated[
-    list[str] | None, typer.Option("--policy", "-p", help="A further policy's spec; may be repeated.")
-]
+Policies = Annotated[list[str] | None, typer.Option("--policy", "-p", help="A further policy's spec; may be repeated.")]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or float64 [default: the fastest].")
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cuda if there is one].")]
-Inflated = Annotated[
-    str | None, typer.Option("--inflated", help="Embed the model in a larger one of equal function.")
-]
+Inflated = Annotated[str | None, typer.Option("--inflated", help="Embed the model in a larger one of equal function.")]
 MaxRows = Annotated[int, typer.Option("--max-rows", help="Most sequences decoded at once.")]
 Fast = Annotated[bool, typer.Option("--fast/--no-fast", help="Replace the forward pass by a faster equal one.")]
-Trust = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")
-]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]
 Pickle = Annotated[bool, typer.Option("--allow-pickle", help="Accept checkpoints that are not safetensors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 

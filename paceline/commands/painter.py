@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -11,8 +12,8 @@ from rich.text import Text
 from paceline.requests import Event
 from paceline.text import Detokenizer
 
-#: Most rejected tokens shown a step; a tree rejects many siblings.
-REJECTED = 6
+#: Most rejected tokens shown a step, and what stands between them: a tree rejects many alternatives.
+REJECTED = {"chain": (8, ""), "tree": (3, "|")}
 STYLES = {"accepted": "green", "bonus": "bold", "rejected": "dim red strike"}
 #: Without colours, the notation of word diffs.
 MARKS = {"accepted": ("{+", "+}"), "bonus": ("", ""), "rejected": ("[-", "-]")}
@@ -24,11 +25,13 @@ class Painter:
     Args:
         tokenizer: the engine's.
         prompt: token ids before the text, for decoding in context.
+        shape: what is drafted, a chain or a tree.
         console: where to; standard output by default.
     """
 
-    def __init__(self, tokenizer: Any, prompt: list[int], console: Console | None = None) -> None:
+    def __init__(self, tokenizer: Any, prompt: list[int], shape: str = "chain", console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self._most, self._between = REJECTED[shape]
         self._tokenizer, self._detokenizer = tokenizer, Detokenizer(tokenizer, list(prompt))
         self._pieces: deque[tuple[str, str]] = deque()
         self._room = 0
@@ -53,12 +56,12 @@ class Painter:
         self._flush(final=event.finish_reason is not None)
 
     def _reject(self, tokens: tuple[int, ...]) -> None:
-        words = [self._tokenizer.decode([token]).replace("\n", "⏎") for token in tokens[:REJECTED]]
-        more = ["…"] if len(tokens) > REJECTED else []
-        self._pieces.append(("rejected", "".join(words + more)))
+        words = [self._tokenizer.decode([token]).replace("\n", "⏎") for token in tokens[: self._most]]
+        more = ["…"] if len(tokens) > self._most else []
+        self._pieces.append(("rejected", self._between.join(words + more)))
 
     def _flush(self, final: bool) -> None:
-        line = Text()
+        shown: list[tuple[str, str]] = []
         while self._pieces:
             kind, piece = self._pieces[0]
             if kind != "rejected":
@@ -67,7 +70,10 @@ class Painter:
                 piece = piece[: self._room]
                 self._room -= len(piece)
             self._pieces.popleft()
-            line.append_text(self._styled(kind, piece))
+            shown.append((kind, piece))
+        line = Text()
+        for kind, run in groupby(shown, key=lambda part: part[0]):
+            line.append_text(self._styled(kind, "".join(piece for _, piece in run)))
         self.console.print(line, end="", soft_wrap=True)
 
     def _styled(self, kind: str, text: str) -> Text:

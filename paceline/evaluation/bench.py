@@ -18,7 +18,6 @@ from paceline.evaluation.report import Report, SizeInfo
 from paceline.evaluation.runner import Arena, Batch, batches
 from paceline.evaluation.samples import Contestant, Job, Sample
 from paceline.evaluation.summary import OWN_PLAIN, PEER_PLAIN
-from paceline.models.loading import load_model
 
 #: The model as it is; other sizes are presets of `paceline.models.inflate`.
 AS_IS = "pocket"
@@ -88,9 +87,9 @@ class _Size:
     def __init__(self, settings: Settings, size: str, report: Report) -> None:
         self.settings, self.size, self.report = settings, size, report
         inflated = None if size == AS_IS else size
-        kind = {"dtype": settings.dtype, "device": settings.device, "inflated": inflated}
+        kind: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "inflated": inflated}
         empty = _resident(None)
-        self.engine = Engine.load(settings.model, max_rows=max(settings.batch, 1), **kind)
+        self.engine = Engine.load(settings.model, max_rows=settings.batch, **kind)
         model = self.engine.model
         loaded = resident(model.device)
         self.contestants: list[Contestant] = []
@@ -161,7 +160,9 @@ class _Size:
         checker = _Checker(self.engine.model, {(b.workload, b.name): b for b in todo}, samples)
         return {
             workload: {
-                f"{side} {method}": {name: checker.compare(workload, side, method, *ref) for name, ref in references.items()}
+                f"{side} {method}": {
+                    name: checker.compare(workload, side, method, *ref) for name, ref in references.items()
+                }
                 for side, method in dict.fromkeys((s.side, s.method) for s in samples)
                 if side == own.SIDE or not self.settings.temperature
             }

@@ -17,7 +17,7 @@ import transformers
 from paceline import __version__
 
 #: Instruction sets that decide how fast a CPU multiplies.
-ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_bf16", "amx_int8", "bf16")
+ISA = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_bf16", "amx_int8")
 
 
 def provenance(argv: list[str] | None = None) -> dict[str, Any]:

@@ -125,12 +125,25 @@ def _identical(checks: dict[str, Any], workload: str, method: str) -> dict[str, 
     return merged
 
 
-HEADER = ("method", "tokens/s", "decode", f"x {OWN_PLAIN}", f"x {PEER_PLAIN}", f"x {PEER_BEST}", "per pass", "other", "same text")
+#: Heads of the columns, in full and for a terminal.
+HEADER = (
+    "method",
+    "tokens/s",
+    "decode",
+    f"x {OWN_PLAIN}",
+    f"x {PEER_PLAIN}",
+    f"x {PEER_BEST}",
+    "tokens a pass",
+    "other",
+    "same text",
+)
+SHORT = ("method", "tokens/s", "decode", "x own", "x hf", "x best", "pass", "other", "same")
 NOTES = (
     "tokens/s: median of end-to-end speed, quartiles in brackets; decode: without the time to the first token.",
-    "x: median of the ratios of runs of the same prompt at the same memory bandwidth.",
-    "per pass: tokens a forward pass, bonus token included; other: share of decoding outside the target's passes.",
-    "same text: prompts whose tokens all equal Paceline's plain decoding / transformers' plain decoding.",
+    "x: median of the ratios of runs of the same prompt at the same memory bandwidth, against Paceline's plain "
+    "decoding, transformers' plain decoding, and the best of transformers' modes.",
+    "pass: tokens a forward pass, bonus token included; other: share of decoding outside the target's passes.",
+    "same: whether all tokens equal Paceline's and transformers' plain decoding; if not, on how many prompts each.",
 )
 
 
@@ -163,7 +176,7 @@ def _line(row: Row, mode: str) -> tuple[str, ...]:
     return (
         f"{row.side} {row.method}",
         _spread(rate),
-        f"{decode.median:.1f}" if decode else "-",
+        number(decode.median) if decode else "-",
         *(_times(row, name) for name in (OWN_PLAIN, PEER_PLAIN, PEER_BEST)),
         f"{row.tokens_per_pass:.2f}" if row.tokens_per_pass is not None else "",
         f"{row.overhead:.0%}" if row.overhead is not None else "",
@@ -172,7 +185,12 @@ def _line(row: Row, mode: str) -> tuple[str, ...]:
 
 
 def _spread(spread: Spread | None) -> str:
-    return f"{spread.median:.1f} [{spread.low:.1f}-{spread.high:.1f}]" if spread else "-"
+    return f"{number(spread.median)} [{number(spread.low)}-{number(spread.high)}]" if spread else "-"
+
+
+def number(value: float) -> str:
+    """Three figures or so."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
 def _times(row: Row, name: str) -> str:
@@ -181,9 +199,11 @@ def _times(row: Row, name: str) -> str:
 
 
 def same_text(row: Row) -> str:
-    """Equality with the two plain decodings, such as "24/24 23/24"."""
-    checks = [row.identical.get(name) for name in (OWN_PLAIN, PEER_PLAIN)]
-    return " ".join("yes" if c["equal"] == c["of"] else f"{c['equal']}/{c['of']}" if c else "-" for c in checks if c)
+    """Equality with the two plain decodings: "yes", or on how many prompts with each, such as "24/24 23/24"."""
+    checks = [row.identical[name] for name in (OWN_PLAIN, PEER_PLAIN) if name in row.identical]
+    if checks and all(c["equal"] == c["of"] for c in checks):
+        return "yes"
+    return " ".join(f"{c['equal']}/{c['of']}" for c in checks)
 
 
 def differences(report: Report) -> Iterator[str]:
@@ -207,7 +227,8 @@ def machine(report: Report) -> str:
     place = p["gpu"] if s.get("device") == "cuda" or (p["gpu"] and not s.get("device")) else p["cpu"]
     return (
         f"{place}, {p['threads']} threads, {dtypes}, batch {s['batch']}, {s['max_new_tokens']} new tokens, "
-        f"temperature {s['temperature']:g}; Paceline {p['paceline']}, torch {p['torch']}, transformers {p['transformers']}"
+        f"temperature {s['temperature']:g}; Paceline {p['paceline']}, torch {p['torch']}, "
+        f"transformers {p['transformers']}"
     )
 
 

@@ -95,7 +95,9 @@ class Arena:
     def _measure(self, contestant: Contestant, batch: Batch, repeat: int) -> Sample:
         """One sample; repeated while the bandwidth changes during the run (a drafter that learns runs once)."""
         self.progress(f"{self.size} {batch.workload} {batch.name}: {contestant.side} {contestant.name}")
-        for attempt in range(1, ATTEMPTS + 1):
+        attempt, stable = 0, False
+        while not stable and attempt < (ATTEMPTS if self.fresh else 1):
+            attempt += 1
             contestant.prepare(self.fresh)
             peak = Peak(self.device)
             before = self.bandwidth.measure()
@@ -104,8 +106,6 @@ class Arena:
             growth = peak.growth()
             after = self.bandwidth.measure()
             stable = same_mode(before, after)
-            if stable or not self.fresh:
-                break
         return self._sample(contestant, batch, repeat, run, (before + after) / 2, stable, attempt, growth)
 
     def _sample(

@@ -48,7 +48,7 @@ class Contestant(ABC):
 
     def prepare(self, fresh: bool = True) -> None:
         """Get ready, outside the measured time; `fresh` forgets what was learned from earlier prompts."""
-        return None
+        return
 
     @abstractmethod
     def run(self, prompts: Prompts, job: Job) -> Run:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -137,9 +138,7 @@ def _rows(size: str, workload: str, group: Sequence[Sample], weight_bytes: int, 
     return rows
 
 
-def _row(
-    size: str, workload: str, side: str, method: str, mine: list[Sample], weight_bytes: int, found: Modes
-) -> Row:
+def _row(size: str, workload: str, side: str, method: str, mine: list[Sample], weight_bytes: int, found: Modes) -> Row:
     row = Row(
         size,
         workload,
@@ -190,12 +189,17 @@ def compare(mine: Sequence[Sample], others: Sequence[Sample], found: Modes) -> S
     return SpeedUp(ratio, decode or ratio, theirs / sum(s.seconds for s, _ in matched))
 
 
+def usual_mode_of(samples: Iterable[Sample], found: Modes) -> str | None:
+    """The mode in which most of these samples ran."""
+    counts = Counter(mode for s in samples if (mode := found.of(s)) is not None)
+    return max(counts, key=lambda mode: counts[mode], default=None)
+
+
 def usual_mode(rows: Sequence[Row]) -> str | None:
     """The mode with the most samples: where one figure must stand for a method, it is this mode's."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     for row in rows:
-        for mode, spread in row.rate.items():
-            counts[mode] = counts.get(mode, 0) + spread.n
+        counts.update({mode: spread.n for mode, spread in row.rate.items()})
     return max(counts, key=lambda mode: counts[mode], default=None)
 
 
