@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from paceline.errors import NON_FINITE, ModelError
+from paceline.errors import NON_FINITE, BadRequest, ModelError
 from paceline.models.causal import Scores
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
-from paceline.verifiers.base import MatchVerifier, Verdict
+from paceline.verifiers.base import MatchVerifier
 
 
 @dataclass(frozen=True)
@@ -32,75 +32,80 @@ class Judged:
     rows: torch.Tensor
 
 
+@dataclass(frozen=True)
+class Question:
+    """What one sequence's verdict depends on, before the host has seen any of it.
+
+    Attributes:
+        rows: `[N + 1, V]` policy scores.
+        states: the policy's state at every node.
+        peaks: `[N + 1]` best policy score of every node.
+        answer: flat, still on the device: the token chosen at every node, or all log-distributions.
+    """
+
+    rows: torch.Tensor
+    states: list[tuple[Any, ...]]
+    peaks: torch.Tensor
+    answer: torch.Tensor
+
+
 def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> list[Judged | Exception]:
     """Apply each sequence's policy and verifier. A sequence's own failure is returned in its place."""
-    laws = [_law(s, tree, scores.of(i)) for i, (s, tree) in enumerate(zip(sequences, trees, strict=True))]
-    matched = [i for i, s in enumerate(sequences) if isinstance(s.verifier, MatchVerifier)]
-    general = [i for i in range(len(sequences)) if i not in matched]
-    chosen = _choose([(sequences[i], trees[i], laws[i][0]) for i in matched])
-    logp = [sequences[i].pipeline.distribution(laws[i][0]).flatten() for i in general]
-    peaks = scores.logits.amax(-1)
+    questions = [
+        _attempt(_ask, sequence, tree, scores.of(i))
+        for i, (sequence, tree) in enumerate(zip(sequences, trees, strict=True))
+    ]
+    asked = [question for question in questions if isinstance(question, Question)]
+    wanted = [scores.logits.amax(-1), *(part for question in asked for part in (question.peaks, question.answer))]
     # Everything the host needs leaves the device in one transfer.
-    host = torch.cat([t.double() for t in (peaks, *chosen, *logp)]).cpu()
-    finite = torch.isfinite(host[: len(peaks)]).tolist()
-    at = len(peaks)
-    verdicts: dict[int, Verdict | Exception] = {}
-    for i in matched:
-        tokens = host[at : at + len(trees[i])].long().tolist()
-        at += len(trees[i])
-        verifier = sequences[i].verifier
-        assert isinstance(verifier, MatchVerifier)
-        verdicts[i] = verifier.walk(trees[i], tokens)
-    for i, flat in zip(general, logp, strict=True):
-        law = host[at : at + len(flat)].view(len(trees[i]), -1)
-        at += len(flat)
-        try:
-            verdicts[i] = sequences[i].verifier.verify(trees[i], law, sequences[i].chance, sequences[i].generated)
-        except Exception as error:
-            verdicts[i] = error
+    host = iter(torch.cat([part.double() for part in wanted]).cpu().split([len(part) for part in wanted]))
+    finite = next(host).isfinite().tolist()
     judged: list[Judged | Exception] = []
-    for i, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
-        rows, states, failure = laws[i]
-        verdict = verdicts[i]
+    for i, (sequence, tree, question) in enumerate(zip(sequences, trees, questions, strict=True)):
+        verdict: Judged | Exception
+        if isinstance(question, Question):
+            verdict = _attempt(_conclude, sequence, tree, question, next(host), next(host))
+        else:
+            verdict = question
         if not all(finite[scores.starts[i] : scores.starts[i + 1]]):
-            failure = ModelError(NON_FINITE.format("model"))
-        if failure is None and isinstance(verdict, Exception):
-            failure = verdict
-        judged.append(failure or _conclude(sequence, tree, verdict, rows, states))  # type: ignore[arg-type]
+            verdict = ModelError(NON_FINITE.format("model"))
+        judged.append(verdict)
     return judged
 
 
-def _law(
-    sequence: Sequence, tree: TokenTree, logits: torch.Tensor
-) -> tuple[torch.Tensor, list[tuple[Any, ...]], Exception | None]:
+def _attempt(work: Any, *args: Any) -> Any:
+    """What `work` returns, or the exception it raises: a part that fails ends its own sequence only."""
     try:
-        rows, states = sequence.pipeline.over(tree, logits, sequence.state)
+        return work(*args)
     except Exception as error:
-        return logits, [sequence.state] * len(tree), error
-    return rows, states, None
+        return error
 
 
-def _choose(parts: list[tuple[Sequence, TokenTree, torch.Tensor]]) -> list[torch.Tensor]:
-    """Chosen token at every node: `[N + 1]` a sequence, still on the device."""
-    chosen = []
-    for sequence, tree, rows in parts:
-        if sequence.pipeline.greedy:
-            chosen.append(rows.argmax(-1))
-            continue
-        verifier = sequence.verifier
-        assert isinstance(verifier, MatchVerifier)
+def _ask(sequence: Sequence, tree: TokenTree, logits: torch.Tensor) -> Question:
+    pipeline, verifier = sequence.pipeline, sequence.verifier
+    rows, states = pipeline.over(tree, logits, sequence.state)
+    if not isinstance(verifier, MatchVerifier):
+        answer = pipeline.distribution(rows).flatten()
+    elif pipeline.greedy:
+        answer = rows.argmax(-1)
+    else:
         positions = [sequence.generated + int(depth) for depth in tree.depth]
-        chosen.append(verifier.choose(rows, [sequence.chance] * len(tree), positions))
-    return chosen
+        answer = verifier.choose(rows, [sequence.chance] * len(tree), positions)
+    return Question(rows, states, rows.amax(-1), answer)
 
 
 def _conclude(
-    sequence: Sequence, tree: TokenTree, verdict: Verdict, rows: torch.Tensor, states: list[tuple[Any, ...]]
-) -> Judged | Exception:
-    last = verdict.path[-1]
-    run = [int(tree.tokens[node]) for node in verdict.path[1:]] + [verdict.bonus]
-    try:
-        after = sequence.pipeline.advance(states[last], verdict.bonus, rows[last])
-    except Exception as error:
-        return error
-    return Judged(verdict.path, run, [states[node] for node in verdict.path[1:]] + [after], rows)
+    sequence: Sequence, tree: TokenTree, question: Question, peaks: torch.Tensor, answer: torch.Tensor
+) -> Judged:
+    verifier = sequence.verifier
+    if isinstance(verifier, MatchVerifier):
+        verdict = verifier.walk(tree, answer.long().tolist())
+    else:
+        verdict = verifier.verify(tree, answer.view(len(tree), -1), sequence.chance, sequence.generated)
+    path, last = verdict.path, verdict.path[-1]
+    # Nodes off the path may be dead ends; a text must not go on from one.
+    if not bool(peaks[path].isfinite().all()):
+        raise BadRequest("policies: they leave no token that may come next; loosen one of them")
+    run = [*(int(tree.tokens[node]) for node in path[1:]), verdict.bonus]
+    after = sequence.pipeline.advance(question.states[last], verdict.bonus, question.rows[last])
+    return Judged(path, run, [*(question.states[node] for node in path[1:]), after], question.rows)
