@@ -1,0 +1,83 @@
+"""Tabular targets, policies and drafters that the exact tests combine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from paceline import registry
+from paceline.api import Engine
+from paceline.drafters.base import Drafter
+from paceline.drafters.draft import DraftModel
+from paceline.drafters.ngram import NGram
+from paceline.drafters.none import NoDraft
+from paceline.drafters.recycling import Recycling
+from paceline.policies.base import Context, Pipeline, Policy, Stage, State
+from paceline.testing import TabularModel, random_table
+from paceline.testing.drafters import Fixed, Hostile, Tabular
+
+VOCABULARY, LENGTH, PROMPT = 3, 3, [0, 1, 0, 2, 0]
+TARGET = random_table(VOCABULARY, seed=1)
+DRAFT = random_table(VOCABULARY, seed=2)
+
+
+def engine_of(table: object = TARGET, vocabulary: int = VOCABULARY, end_tokens: Sequence[int] = ()) -> Engine:
+    model = TabularModel(table, vocabulary, end_tokens=end_tokens)  # type: ignore[arg-type]
+    return Engine(model, drafter="none", nodes=6, max_rows=2)
+
+
+@dataclass(frozen=True)
+class Surprise(Policy):
+    """A toy of the kind of mirostat: the surprise of each chosen token sets the next token's temperature."""
+
+    stage = Stage.TEMPERATURE
+    uses_rows = True
+
+    def start(self, context: Context) -> float:
+        return 1.0
+
+    def advance(self, state: State, token: int, row: torch.Tensor | None = None) -> float:
+        assert row is not None
+        return 0.5 * float(state) + float(-row.log_softmax(-1)[token])
+
+    def transform(self, scores: torch.Tensor, states: Sequence[State]) -> torch.Tensor:
+        return scores / torch.tensor(states, dtype=scores.dtype)[:, None]
+
+
+def policy(*specs: str) -> Pipeline:
+    return Pipeline.of([registry.build("policy", spec) for spec in specs], greedy=False)
+
+
+POLICIES: dict[str, Callable[[], Pipeline]] = {
+    "none": policy,
+    "temperature": lambda: policy("temperature(0.7)"),
+    "top_k": lambda: policy("temperature(1.3)", "top_k(2)"),
+    "top_p": lambda: policy("top_p(0.8)"),
+    "penalties": lambda: policy("repetition(1.4)", "frequency(0.3)"),
+    "no_repeat": lambda: policy("no_repeat(3)"),
+    "uses_rows": lambda: Pipeline((Surprise(),), greedy=False),
+    "greedy": lambda: Pipeline((), greedy=True),
+}
+
+Make = Callable[[], Drafter]
+CHAINS: dict[str, Make] = {
+    "none": NoDraft,
+    "fixed chain": lambda: Fixed((1, 2, 0)),
+    "repeating chain": lambda: Fixed((1, 1, 1)),
+    "hostile chain": lambda: Hostile(VOCABULARY, chain=True),
+    "drawn": lambda: Tabular(DRAFT, 2),
+    "drawn with zeros": lambda: Tabular(random_table(VOCABULARY, seed=3, zeros=1), 2),
+    "drawn from the target": lambda: Tabular(TARGET, 2),
+    "ngram": NGram,
+    "recycling chain": lambda: Recycling(template="0 00"),
+    "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
+    "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
+}
+TREES: dict[str, Make] = {
+    "fixed tree with twins": lambda: Fixed((1, 1, 0, 2, 0, 1), (0, 0, 0, 1, 1, 2)),
+    "hostile tree": lambda: Hostile(VOCABULARY),
+    "ngram tree": lambda: NGram(candidates=3),
+    "recycling": Recycling,
+}
