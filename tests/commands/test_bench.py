@@ -1,0 +1,97 @@
+"""`paceline bench` and `paceline demo` from end to end, on tiny models."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paceline.models.loading import POCKET
+
+from .conftest import Run, save
+
+WORDS = ("--workloads", "edit,json", "--limit", "2", "--max-new-tokens", "6", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def assistant(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save(tmp_path_factory.mktemp("assistant"), 290, seed=5))
+
+
+def test_a_report_with_every_method_and_peer(run: Run, tiny: str, assistant: str, tmp_path: Path) -> None:
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "md", "png")}
+    drafters = f"ngram,recycling,draft(model='{assistant}')"
+    result = run(
+        *("bench", "-m", tiny, "--drafters", drafters, "--assistant", assistant, *WORDS),
+        *("--json", str(files["json"]), "--markdown", str(files["md"]), "--plot", str(files["png"])),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(files["json"].read_text())
+    methods = {(row["side"], row["method"]) for row in report["summary"]}
+    assert methods == {
+        *(("paceline", name) for name in ("none", "ngram", "recycling", f"draft(model='{assistant}')")),
+        *(("transformers", name) for name in ("plain", "prompt lookup", "assisted")),
+    }
+    assert {row["workload"] for row in report["summary"]} == {"edit", "json", "all"}
+    assert len(report["samples"]) == 7 * 4
+    for sample in report["samples"]:
+        assert [len(tokens) for tokens in sample["tokens"]] == [6]
+        assert 0 < sample["first"] <= sample["seconds"]
+    for row in report["summary"]:
+        checks = row["identical"]
+        assert set(checks) == {"paceline plain", "transformers plain"}
+        assert all(check["equal"] == check["of"] > 0 for check in checks.values())
+        if row["side"] == "paceline":
+            assert sum(row["shares"].values()) == pytest.approx(1)
+            assert row["tokens_per_pass"] >= 1
+    for key in ("paceline", "torch", "transformers", "cpu", "threads", "argv"):
+        assert report["provenance"][key]
+    assert report["modes"]
+    assert "## pocket: edit" in files["md"].read_text()
+    assert files["png"].read_bytes().startswith(b"\x89PNG")
+    assert "hf lookup" in result.stdout
+
+
+def test_a_report_is_continued(run: Run, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    words = ("bench", "-m", tiny, "--drafters", "ngram", "--no-peers", *WORDS, "--json", str(path))
+    assert run(*words, "--budget", "0").exit_code == 0
+    assert json.loads(path.read_text())["complete"] is False
+    result = run(*words, "--resume")
+    report = json.loads(path.read_text())
+    assert report["complete"] is True, result.output
+    assert len(report["samples"]) == 2 * 4
+    run(*words, "--resume")
+    assert len(json.loads(path.read_text())["samples"]) == 2 * 4
+
+
+def test_sampling_batches_and_warm_drafters(run: Run, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    result = run(
+        *("bench", "-m", tiny, "--drafters", "recycling", *WORDS, "--batch", "2", "-t", "0.8", "--warm"),
+        *("--json", str(path)),
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads(path.read_text())
+    assert [len(s["tokens"]) for s in report["samples"]] == [2] * len(report["samples"])
+    own = next(r for r in report["summary"] if r["method"] == "recycling" and r["workload"] == "all")
+    assert own["identical"] == {"paceline plain": {"equal": 4, "of": 4, "first": None, "largest_gap": None}}
+    assert "transformers prompt lookup" in report["skipped"]
+
+
+def test_a_drafter_that_does_not_work_here_is_left_out_by_all(run: Run, tiny: str, tmp_path: Path) -> None:
+    """The pocket draft has another vocabulary than the tiny model."""
+    path = tmp_path / "report.json"
+    words = ("--workloads", "json", "--limit", "1", "--max-new-tokens", "4", "--no-peers")
+    result = run("bench", "-m", tiny, *words, "--json", str(path))
+    assert result.exit_code == 0, result.output
+    assert "vocabulary" in json.loads(path.read_text())["skipped"]["draft"]
+
+
+@pytest.mark.skipif(not (POCKET / "pocket-code" / "config.json").exists(), reason="no pocket model here")
+def test_demo(run: Run) -> None:
+    result = run("demo", "--inflated", "none", "--max-new-tokens", "8", "--rounds", "1")
+    assert result.exit_code == 0, result.output
+    assert "Identical: all 8 tokens" in result.stdout
+    assert "transformers, plain" in result.stdout

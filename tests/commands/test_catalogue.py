@@ -1,0 +1,119 @@
+"""`paceline methods`, `explain`, `doctor`, and the command line itself."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from paceline import __version__
+from paceline.commands.guard import Guarded
+from paceline.errors import BadRequest, ModelError, Unsupported
+
+from .conftest import Run
+
+FIELDS = {"name", "kind", "guarantee", "needs", "paper", "year", "summary"}
+
+
+def test_methods_as_json(run: Run) -> None:
+    found = json.loads(run("methods", "--json").stdout)
+    assert all(set(m) == FIELDS for m in found)
+    assert {m["kind"] for m in found} == {"drafter", "policy", "verifier"}
+    drafters = json.loads(run("methods", "--json", "--kind", "drafter").stdout)
+    assert drafters == [m for m in found if m["kind"] == "drafter"]
+
+
+def test_methods_as_a_table(run: Run) -> None:
+    result = run("methods")
+    assert result.exit_code == 0
+    for word in ("ngram", "coupled", "temperature", "lossless"):
+        assert word in result.stdout
+
+
+def test_explain_prints_the_plan_or_the_reason(run: Run, tiny: str) -> None:
+    result = run("explain", "-m", tiny, "-d", "ngram", "-t", "0.7", "--top-p", "0.9")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "target",
+        "policy",
+        "drafter",
+        "verifier",
+        "guarantee",
+    ]
+    found = json.loads(run("explain", "-m", tiny, "--json").stdout)
+    assert found["guarantee"] == "lossless"
+    refused = run("explain", "-m", tiny, "-d", "recycling", "--verifier", "rejection")
+    assert refused.exit_code == 2
+    assert refused.stderr.count("\n") == 1
+
+
+def test_doctor(run: Run, tiny: str) -> None:
+    found = json.loads(run("doctor", "-m", tiny, "--json").stdout)
+    assert list(found["pass_seconds"]) == ["1", "2", "4", "8", "16", "32"]
+    assert found["bandwidth_bytes_per_second"]["1"] > 1e8
+    shown = run("doctor", "-m", tiny)
+    assert shown.exit_code == 0
+    for word in ("bandwidth", "GB/s", "of one row", "•"):
+        assert word in shown.stdout
+
+
+def test_version_and_help(run: Run) -> None:
+    assert run("--version").stdout == f"paceline {__version__}\n"
+    for command in ("generate", "explain", "methods", "bench", "demo", "doctor", "train"):
+        assert command in run("--help").stdout
+        assert run(command, "--help").exit_code == 0
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, paceline.cli; print(sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_typo_in_the_command(run: Run) -> None:
+    result = run("generat")
+    assert result.exit_code == 2
+    assert "Did you mean 'generate'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadRequest("argument"), 2),
+        (Unsupported("combination"), 2),
+        (ModelError("weights"), 1),
+        (RuntimeError("two\nlines"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes(error: BaseException, code: int) -> None:
+    app = typer.Typer(cls=Guarded)
+    app.callback()(lambda: None)
+
+    @app.command()
+    def fail() -> None:
+        raise error
+
+    result = CliRunner().invoke(app, ["fail"])
+    assert result.exit_code == code
+    assert result.stderr.count("\n") == (0 if code == 130 else 1)
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    code = (
+        "import typer; from paceline.commands.guard import Guarded\n"
+        "app = typer.Typer(cls=Guarded)\n"
+        "app.callback()(lambda: None)\n"
+        "app.command('talk')(lambda: [print('x' * 1000) for _ in range(1000)])\n"
+        "app(['talk'])"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.read(10)
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1

@@ -1,0 +1,106 @@
+"""A user's mistake is one line that names what to change, and exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paceline import Engine
+from paceline.errors import BadRequest
+
+from .conftest import Run, save
+
+CASES = {
+    "unknown drafter": (["-d", "ngarm"], "did you mean 'ngram'"),
+    "unknown option": (["-d", "ngram(lenth=3)"], "ngram: option 'lenth' is unknown"),
+    "unknown verifier": (["--verifier", "copled"], "did you mean 'coupled'"),
+    "unknown policy": (["--policy", "topp(0.9)"], "did you mean 'top_p'"),
+    "unreadable spec": (["-d", "ngram(3"], "')' is missing"),
+    "negative temperature": (["-t", "-1"], "temperature: -1.0 is out of range"),
+    "no mass": (["-t", "1", "--top-p", "0"], "top_p"),
+    "no tokens": (["--max-new-tokens", "0"], "max_new_tokens: 0 is not allowed"),
+    "no samples": (["--n", "0"], "n: 0 is not allowed"),
+    "negative seed": (["--seed", "-1"], "seed: -1 is not allowed"),
+    "empty stop": (["--stop", ""], "an empty string would stop at once"),
+    "unknown dtype": (["--dtype", "float8"], "dtype: 'float8' is unknown"),
+    "unknown device": (["--device", "gpu"], "device: 'gpu' is unknown"),
+    "no rows": (["--max-rows", "0"], "max_rows: 0 is not allowed"),
+    "not a number": (["--seed", "x"], "valid integer"),
+    "no such option": (["--colour"], "No such option"),
+    "no such file": (["--file", "/nowhere/prompt.txt"], "given both as an argument and with --file"),
+}
+
+
+def check(result: object, fragment: str, code: int = 2) -> None:
+    stderr = result.stderr  # type: ignore[attr-defined]
+    assert result.exit_code == code, stderr  # type: ignore[attr-defined]
+    assert fragment in stderr
+    assert stderr.startswith("error: ")
+    assert stderr.count("\n") == 1
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_options(run: Run, tiny: str, name: str) -> None:
+    options, fragment = CASES[name]
+    check(run("generate", "def f():", "-m", tiny, *options), fragment)
+
+
+def test_an_empty_prompt(run: Run, tiny: str) -> None:
+    check(run("generate", "", "-m", tiny), "prompt: it is empty")
+    check(run("generate", "-m", tiny, stdin=""), "prompt: it is empty")
+
+
+def test_a_prompt_beyond_the_context(run: Run, tmp_path: Path) -> None:
+    small = str(save(tmp_path / "small", 270, seed=0, context=32))
+    check(run("generate", "x " * 40, "-m", small), "exceed the context of 32")
+
+
+def test_a_prompt_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
+    check(run("generate", "--file", str(tmp_path / "missing")), "cannot be read")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    check(run("generate", "--file", str(tmp_path / "bytes")), "cannot be read")
+
+
+def test_models_that_are_none(run: Run, tmp_path: Path) -> None:
+    check(run("generate", "x", "-m", str(tmp_path)), "holds no model")
+    check(run("generate", "x", "-m", str(tmp_path / "missing")), "there is no folder")
+    check(run("generate", "x", "-m", "poket-code"), "'poket-code' is no pocket model")
+
+
+def test_a_draft_model_with_another_vocabulary(run: Run, tiny: str, other: str) -> None:
+    check(
+        run("generate", "x", "-m", tiny, "-d", f"draft(model='{other}')"), "a draft model needs the target's vocabulary"
+    )
+
+
+def test_a_combination_that_cannot_work(run: Run, tiny: str) -> None:
+    check(run("generate", "x", "-m", tiny, "-d", "recycling", "--verifier", "rejection"), "drafts a tree")
+
+
+def test_a_traceback_on_request(run: Run, tiny: str) -> None:
+    result = run("generate", "x", "-m", tiny, "--max-new-tokens", "0", "--debug")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert "error: max_new_tokens" in result.stderr
+
+
+@pytest.mark.parametrize("stop", [3, ["a", 3], [""], b"x"])
+def test_stops_of_the_wrong_type(tiny: str, stop: object) -> None:
+    engine = Engine.load(tiny, drafter="none")
+    with pytest.raises(BadRequest, match="stop: "):
+        engine.generate("x", stop=stop)
+
+
+def test_bench_mistakes(run: Run, tiny: str, tmp_path: Path) -> None:
+    check(run("bench", "-m", tiny, "--workloads", "cod"), "did you mean 'code'")
+    check(run("bench", "-m", tiny, "--limit", "0"), "limit: 0 is not allowed")
+    check(run("bench", "-m", tiny, "--repeats", "0"), "repeats: 0 is not allowed")
+    check(run("bench", "-m", tiny, "--resume"), "name the report")
+    check(run("bench", "-m", tiny, "--threads", "0"), "threads: 0 is not allowed")
+    check(run("bench", "-m", tiny, "--data", str(tmp_path / "missing")), "is not a folder")
+    check(run("bench", "-m", tiny, "--json", str(tmp_path / "no" / "file.json")), "there is no folder")
+    check(run("bench", "-m", tiny, "--workloads", "gsm8k"), "does not ship with Paceline")
+    check(run("bench", "-m", tiny, "--drafters", "nope", "--workloads", "code"), "drafter 'nope' is unknown")
+    check(run("methods", "--kind", "drafters"), "kind: 'drafters' is unknown")
