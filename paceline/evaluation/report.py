@@ -75,7 +75,7 @@ class Report:
 
     def rows(self) -> list[Row]:
         """The summary, with the equality checks filled in."""
-        batch = self.settings["batch"]
+        batch = self.settings.get("batch", 1)
         rows = summarise(self.samples, {n: i.weight_bytes / batch for n, i in self.sizes.items()}, self.modes)
         for row in rows:
             row.identical = _identical(self.identical.get(row.size, {}), row.workload, f"{row.side} {row.method}")

@@ -172,7 +172,7 @@ def best_peer(group: Sequence[Sample], found: Modes) -> str | None:
 
 
 def compare(mine: Sequence[Sample], others: Sequence[Sample], found: Modes) -> SpeedUp | None:
-    """How much faster `mine` are: each against the other's median for the same prompt in the same mode."""
+    """How much faster `mine` are: each against the other's median for the same prompt in the same mode (equal work)."""
     table: dict[tuple[str, str, str], list[Sample]] = {}
     for s in others:
         if (mode := found.of(s)) is not None:
@@ -181,12 +181,12 @@ def compare(mine: Sequence[Sample], others: Sequence[Sample], found: Modes) -> S
     matched = [(s, o) for s, o in pairs if o]
     if not matched:
         return None
-    ratio = Spread.of([s.rate / statistics.median(o.rate for o in os) for s, os in matched])
+    theirs = [statistics.median(o.seconds for o in os) for _, os in matched]
+    ratio = Spread.of([other / s.seconds for (s, _), other in zip(matched, theirs, strict=True)])
     with_decode = [(s, os) for s, os in matched if s.decode_rate and all(o.decode_rate for o in os)]
     decode = Spread.of([s.decode_rate / statistics.median(o.decode_rate for o in os) for s, os in with_decode])
-    theirs = sum(s.count / statistics.median(o.rate for o in os) for s, os in matched)
     assert ratio is not None
-    return SpeedUp(ratio, decode or ratio, theirs / sum(s.seconds for s, _ in matched))
+    return SpeedUp(ratio, decode or ratio, sum(theirs) / sum(s.seconds for s, _ in matched))
 
 
 def usual_mode_of(samples: Iterable[Sample], found: Modes) -> str | None:

@@ -1,0 +1,230 @@
+"""Running contestants: order, modes, repeats, peers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from paceline import Engine
+from paceline.errors import BadRequest
+from paceline.evaluation import own, peers, runner, timing
+from paceline.evaluation.equality import difference, top_gap
+from paceline.evaluation.machine import bandwidths, pass_curve
+from paceline.evaluation.memory import Peak
+from paceline.evaluation.runner import Arena, Batch, batches
+from paceline.evaluation.samples import Contestant, Job, Prompts, Run
+
+
+class Fake(Contestant):
+    """Notes when it ran and whether it was to start fresh."""
+
+    side = "paceline"
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+
+    def prepare(self, fresh: bool = True) -> None:
+        self.log.append(f"{self.name} {'fresh' if fresh else 'warm'}")
+
+    def run(self, prompts: Prompts, job: Job) -> Run:
+        self.log.append(f"{self.name} run")
+        return Run([[1] * job.max_new_tokens for _ in prompts], 1.0, 0.5, job.max_new_tokens - 1)
+
+
+def arena(monkeypatch: pytest.MonkeyPatch, log: list[str], speeds: Iterator[float], fresh: bool = True) -> Arena:
+    class Probe:
+        def __init__(self, device: torch.device) -> None:
+            pass
+
+        def measure(self) -> float:
+            return next(speeds)
+
+    monkeypatch.setattr(runner, "Bandwidth", Probe)
+    return Arena("tiny", [Fake(name, log) for name in "abc"], Job(4), fresh=fresh)
+
+
+def forever(value: float) -> Iterator[float]:
+    while True:
+        yield value
+
+
+BATCHES = [Batch("code", name, ((1, 2),)) for name in ("x", "y")]
+
+
+def test_everybody_runs_on_every_prompt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9))
+    assert field.play(BATCHES, repeats=2)
+    assert [word for word in log if word.endswith("run")] == [f"{c} run" for c in "abcbcabcacab"]
+    assert [(s.prompt, s.repeat, s.method) for s in field.samples[:4]] == [
+        ("x", 0, "a"),
+        ("x", 0, "b"),
+        ("x", 0, "c"),
+        ("y", 0, "a"),
+    ]
+    assert all(s.stable and s.attempts == 1 for s in field.samples)
+
+
+def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9))
+    assert not field.play(BATCHES, 1, deadline=time.monotonic() - 1)
+    assert not field.samples
+    field.play(BATCHES[:1], 1)
+    field.play(BATCHES, 1)
+    assert len(field.samples) == 6
+    assert len([word for word in log if word.endswith("run")]) == 6
+
+
+def test_a_run_is_repeated_when_the_bandwidth_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    steady = [40e9] * 100
+    field = arena(monkeypatch, log, iter([40e9, 70e9, *steady]))
+    field.play(BATCHES[:1], 1)
+    assert [s.attempts for s in field.samples] == [2, 1, 1]
+    assert all(s.stable for s in field.samples)
+
+
+def test_runs_in_another_mode_are_repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, iter([70e9, 70e9, *[40e9] * 100]))
+    field.play(BATCHES[:1], 1)
+    assert [s.bandwidth for s in field.samples] == [40e9] * 3
+    assert log.count("a run") == 2
+
+
+def test_it_gives_up_on_a_restless_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, iter([40e9, 70e9] * 50))
+    field.play(BATCHES[:1], 1)
+    assert not any(s.stable for s in field.samples)
+    assert all(s.attempts == runner.ATTEMPTS for s in field.samples)
+
+
+def test_warm_drafters_keep_what_they_learned_and_never_see_a_prompt_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, iter([40e9, 70e9] * 50), fresh=False)
+    field.play(BATCHES, 1)
+    assert [word for word in log if word.startswith("a")] == ["a fresh", "a warm", "a run", "a warm", "a run"]
+
+
+def test_batches_are_whole() -> None:
+    prompts = [(str(i), [i]) for i in range(5)]
+    assert [b.name for b in batches("code", prompts, 2)] == ["0, 1", "2, 3"]
+    assert [b.name for b in batches("code", prompts, 9)] == ["0, 1, 2, 3, 4"]
+    assert batches("code", prompts, 2)[1].prompts == ((2,), (3,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model without a tokenizer."""
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=61,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        eos_token_id=7,
+    )
+    path = tmp_path_factory.mktemp("model")
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> Engine:
+    return Engine.load(folder, dtype="float32", drafter="none", max_rows=2)
+
+
+PROMPT = [5, 6, 7, 8, 5, 6, 7, 8, 5, 6]
+
+
+def test_own_methods_and_peers_give_the_same_tokens_and_equal_work(folder: Path, engine: Engine) -> None:
+    module = peers.load_peer(folder, "float32", None, None)
+    assistant = peers.load_peer(folder, "float32", None, None)
+    field = [*own.methods(engine, ["ngram", "recycling"], "coupled", {})[0], *peers.peers(module, assistant)]
+    runs = [contestant.run([PROMPT], Job(24)) for contestant in field]
+    assert len({tuple(r.tokens[0]) for r in runs}) == 1
+    for r in runs:
+        assert len(r.tokens[0]) == 24
+        assert 0 < r.first <= r.seconds
+        assert 0 < r.decoded < 24
+
+
+def test_batches_run_together(folder: Path, engine: Engine) -> None:
+    module = peers.load_peer(folder, "float32", None, None)
+    ours = own.Method(engine, "none").run([PROMPT, PROMPT[:4]], Job(8))
+    theirs = peers.peers(module, None)[0].run([PROMPT, PROMPT[:4]], Job(8))
+    assert ours.tokens == theirs.tokens
+    assert ours.decoded <= 14
+    assert theirs.decoded == 14
+
+
+def test_a_fresh_drafter_has_learned_nothing(engine: Engine) -> None:
+    method = own.Method(engine, "recycling")
+    method.run([PROMPT], Job(8))
+    kept = method.part
+    method.prepare(fresh=False)
+    assert method.part is kept
+    method.prepare()
+    assert (method.part.table == -1).all()  # type: ignore[attr-defined]
+
+
+def test_all_drafters_or_the_reason(engine: Engine) -> None:
+    found, skipped = own.methods(engine, ["all"], "rejection", {})
+    assert found[0].name == "none"
+    assert "recycling" in skipped
+    assert "drafts a tree" in skipped["recycling"]
+    with pytest.raises(BadRequest, match="unknown"):
+        own.methods(engine, ["nothing"], "coupled", {})
+
+
+def test_a_peers_assistant_needs_the_vocabulary(folder: Path, tmp_path: Path) -> None:
+    module = peers.load_peer(folder, "float32", None, None)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(BadRequest, match="vocabulary"):
+        peers.peers(module, peers.load_peer(tmp_path, "float32", None, None))
+
+
+def test_the_gap_is_that_of_the_two_best_logits(engine: Engine, folder: Path) -> None:
+    module = LlamaForCausalLM.from_pretrained(folder)
+    best, second = module(torch.tensor([PROMPT])).logits[0, -1].topk(2).values.tolist()
+    assert top_gap(engine.model, PROMPT) == pytest.approx(best - second, rel=1e-3)
+    found = difference("p", PROMPT, [1, 2, 3], [1, 2, 4], engine.model)
+    assert found is not None
+    assert (found.position, found.ours, found.theirs) == (2, 3, 4)
+    assert found.gap == pytest.approx(top_gap(engine.model, [*PROMPT, 1, 2]))
+
+
+def test_the_machine_is_measured(engine: Engine) -> None:
+    speeds = bandwidths(torch.device("cpu"))
+    assert set(speeds) == {1, torch.get_num_threads()}
+    assert all(value > 1e8 for value in speeds.values())
+    curve = pass_curve(engine.model, rows=(1, 2, 4), rounds=2)
+    assert curve.context == 123
+    assert curve.relative()[1] == 1
+    assert curve.free_rows(tolerance=1e9) == 4
+
+
+def test_probes_read_more_than_a_cache_holds() -> None:
+    probe = timing.Bandwidth()
+    assert probe._data.nbytes == timing.PROBE_BYTES
+    assert probe.measure(rounds=1) > 1e8
+
+
+def test_memory_growth_is_seen() -> None:
+    peak = Peak(torch.device("cpu"))
+    peak.start()
+    block = torch.ones(20_000_000)
+    grown = peak.growth()
+    assert grown is None or grown > 0.7 * block.nbytes
