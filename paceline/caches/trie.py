@@ -163,6 +163,7 @@ class TrieCache(Cache):
 
     # -- rows ---------------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def allocate(self) -> Row:
         """A fresh row behind the live ones.
 
@@ -178,20 +179,22 @@ class TrieCache(Cache):
         self.live.append(row)
         return row
 
+    @torch.inference_mode()
     def free(self, row: Row) -> None:
         """Release a row; the last live row moves into its place, so that live rows stay neighbours."""
         last = self.live.pop()
         for layer in self._ready():
-            if last is not row:
-                layer.keys[row.index, :, : last.length] = layer.keys[last.index, :, : last.length]
-                layer.values[row.index, :, : last.length] = layer.values[last.index, :, : last.length]
-            # A masked slot weighs 0, but 0 times a left-over NaN would still poison the next owner.
-            layer.keys[last.index].zero_()
-            layer.values[last.index].zero_()
+            for store in (layer.keys, layer.values):
+                if last is not row:
+                    store[row.index, :, : last.length] = store[last.index, :, : last.length]
+                    store[row.index, :, last.length :].zero_()
+                # A masked slot weighs 0, but 0 times a left-over NaN would still poison the next owner.
+                store[last.index].zero_()
         if last is not row:
             last.index = row.index
             self.live[row.index] = last
 
+    @torch.inference_mode()
     def copy(self, source: Row, target: Row) -> None:
         """Give `target` the trunk of `source` (its crown is left out)."""
         self._grow(source.trunk)
@@ -202,6 +205,7 @@ class TrieCache(Cache):
 
     # -- one step -----------------------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def extend(self, rows: Sequence[Row], parents: Sequence[Sequence[int] | np.ndarray]) -> Extension:
         """Reserve slots for new nodes of neighbouring rows.
 
@@ -231,6 +235,7 @@ class TrieCache(Cache):
             self.write_index = (torch.arange(len(rows), device=self.device)[:, None].expand_as(slots), slots)
         return self.pending
 
+    @torch.inference_mode()
     def keep(self, row: Row, path: Sequence[int]) -> None:
         """Move a path of the crown (root first, each the child of the one before) into the trunk, forget the rest.
 
@@ -246,6 +251,7 @@ class TrieCache(Cache):
         row.trunk += len(path)
         row.parents = []
 
+    @torch.inference_mode()
     def retain(self, row: Row, nodes: Sequence[int]) -> list[int]:
         """Keep a subset of the crown alive, closed under parents; returns the nodes' new indices.
 
@@ -320,10 +326,7 @@ class TrieCache(Cache):
         for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
             old, end = start - row.trunk, row.length
             visible[b, :, : row.trunk] = True
-            if _continues(row):
-                depths = np.arange(len(row.parents))
-            else:
-                depths = np.array(row.depths())
+            depths = np.arange(len(row.parents)) if _continues(row) else np.array(row.depths())
             visible[b, : end - start, row.trunk : end] = ancestor_matrix(row.parents)[old:]
             slots[b, : row.trunk] = np.arange(row.trunk)
             slots[b, row.trunk : end] = row.trunk + depths
