@@ -273,17 +273,29 @@ def _windows(config: Any) -> dict[str, int | None]:
     """Sliding window of each attention layer type (`None`: unlimited).
 
     Raises:
-        Unsupported: some layer is not softmax attention over all or a window of the past.
+        Unsupported: some layer is not softmax attention over all or a known window of the past.
     """
     kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
     window = getattr(config, "sliding_window", None)
-    if not kinds:
-        used = window if getattr(config, "use_sliding_window", True) else None
-        return {"full_attention": used}
     unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
     if unknown:
         raise Unsupported(
             f"model type {config.model_type!r} has {', '.join(unknown)} layers; "
             "their state cannot be kept at the nodes of a tree, only full and sliding-window attention can"
         )
+    foreign = [
+        f"{name}={value}"
+        for name, value in config.to_dict().items()
+        if "window" in name and type(value) is int and value and name not in _KNOWN_WINDOWS and "pattern" not in name
+    ]
+    if foreign or ("sliding_attention" in kinds and not window):
+        raise Unsupported(
+            f"model type {config.model_type!r} limits attention by {', '.join(foreign) or 'an unnamed window'}; "
+            "only a sliding_window can be driven"
+        )
+    if not kinds:
+        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
     return {kind: window if kind == "sliding_attention" else None for kind in kinds}
+
+
+_KNOWN_WINDOWS = ("sliding_window", "max_window_layers")

@@ -1,0 +1,54 @@
+"""Ready-made methods, at easy and at hard settings: the axes of the tests' cross-product.
+
+A new method joins every test that runs over all methods by one line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+#: Spec strings; `{draft}` stands for the folder of a small model with the target's vocabulary.
+DRAFTERS: tuple[str, ...] = (
+    "none",
+    "ngram",
+    "ngram(max_ngram=2, length=3, confidence=0)",
+    "ngram(candidates=4, confidence=0)",
+    "recycling",
+    "recycling(top=1, template='0 00 000')",
+    "draft(model='{draft}', confidence=0)",
+    "draft(model='{draft}', length=2, confidence=0.5)",
+)
+
+VERIFIERS: tuple[str, ...] = ("coupled", "rejection")
+
+#: Policies as `generate` takes them, by a name for each setting; ids stay below 32, the smallest vocabulary in use.
+POLICIES: Mapping[str, Mapping[str, object]] = {
+    "plain": {},
+    "top_k": {"top_k": 5},
+    "top_p": {"top_p": 0.8},
+    "min_p": {"min_p": 0.1},
+    "typical": {"typical_p": 0.7},
+    "cutoffs": {"epsilon_cutoff": 0.02, "eta_cutoff": 0.05},
+    "repetition": {"repetition_penalty": 1.3},
+    "presence and frequency": {"presence_penalty": 0.6, "frequency_penalty": 0.4},
+    "no_repeat": {"no_repeat_ngram_size": 2},
+    "bias": {"logit_bias": {3: 2.0, 4: -5.0}},
+    "masks": {"banned_tokens": [1, 2], "allowed_tokens": list(range(24)), "min_new_tokens": 6},
+    "all at once": {
+        "repetition_penalty": 1.2,
+        "frequency_penalty": 0.2,
+        "no_repeat_ngram_size": 3,
+        "banned_tokens": [5],
+        "top_k": 8,
+        "top_p": 0.9,
+    },
+}
+
+
+def drafters(draft: str) -> list[str]:
+    """Spec strings of all drafters.
+
+    Args:
+        draft: folder of a small model with the target's vocabulary.
+    """
+    return [spec.replace("{draft}", draft) for spec in DRAFTERS]
