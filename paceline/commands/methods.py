@@ -20,6 +20,7 @@ COLOURS = {"lossless": "green", "greedy": "cyan", "lossy": "yellow", "defines": 
 def methods(
     kind: Annotated[str | None, typer.Option("--kind", help="drafter, policy or verifier.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
     """List every method: what it does, what it guarantees, what it needs, where it comes from."""
     if kind is not None and kind not in KINDS:
@@ -30,8 +31,19 @@ def methods(
     found = registry.methods(kind)
     if as_json:
         typer.echo(json.dumps([_record(m) for m in found], indent=1, ensure_ascii=False))
+    elif as_markdown:
+        typer.echo(markdown(found))
     else:
         _print(found)
+
+
+def markdown(found: list[Method]) -> str:
+    """The catalogue as a Markdown table (the one in the README)."""
+    rows = ["| kind | name | guarantee | what it does | source |", "|---|---|---|---|---|"]
+    for m in found:
+        promise = m.guarantee.value + (f" (`{m.knob}`)" if m.knob else "")
+        rows.append(f"| {m.kind} | `{m.name}` | {promise} | {m.summary} | {m.paper} ({m.year}) |")
+    return "\n".join(rows)
 
 
 def _record(method: Method) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from paceline import Engine, registry
+from paceline.commands.methods import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +24,13 @@ def test_examples_run(page: str) -> None:
     for block in blocks(page):
         if "/models/" not in block:
             exec(compile(block, page, "exec"), {"__name__": "example"})
+
+
+def test_the_table_of_methods_is_current() -> None:
+    """Made by `paceline methods --markdown`; paste its output between the marks of the README."""
+    text = (ROOT / "README.md").read_text()
+    table = text.split("<!-- methods: paceline methods --markdown -->\n")[1].split("<!-- end of methods -->")[0]
+    assert table.strip() == markdown(registry.methods())
 
 
 def test_the_worked_method_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
