@@ -25,44 +25,61 @@ _COMPARED = (42, 44)
 _WINDOW = 4
 
 
+def plain_logits(model: CausalModel) -> torch.Tensor:
+    """`[2, V]` float32: what the module itself, as it is now, says after the texts that `self_check` compares."""
+    prefix, tree = _case(model)
+    rows = []
+    with torch.inference_mode(), _narrow_windows(model):
+        for node in _COMPARED:
+            path = np.concatenate([prefix, tree.tokens[tree.path(node)]])
+            ids = torch.from_numpy(path).to(model.device)[None]
+            rows.append(model.module(input_ids=ids, use_cache=False).logits[0, -1].float())
+    return torch.stack(rows)
+
+
 @torch.inference_mode()
-def self_check(model: CausalModel) -> None:
+def self_check(model: CausalModel, plain: torch.Tensor | None = None) -> None:
     """Compare a tree's logits with its paths'.
+
+    Args:
+        model: the adapter to check.
+        plain: `plain_logits` from before the module was changed; by default of the module as it is.
 
     Raises:
         Unsupported: they differ beyond rounding.
         ModelError: the model's logits are not finite.
     """
-    generator = np.random.default_rng(0)
-    tokens = generator.integers(0, model.vocab_size, 5 + len(_PARENTS))
-    prefix, drafted = tokens[:5], tokens[5:]
-    tree = TokenTree(drafted, np.array(_PARENTS))
-    with _narrow_windows(model):
-        try:
-            cache = model.new_cache(1, limit=len(tokens) + 1, capacity=1)
+    prefix, tree = _case(model)
+    try:
+        with _narrow_windows(model):
+            cache = model.new_cache(1, limit=len(prefix) + len(tree), capacity=1)
             row = cache.allocate()
             model.prefill(cache, row, prefix.tolist())
             got = model.score(cache, [row], [tree]).logits
-        except (ModelError, OutOfMemory):
-            raise
-        except Exception as error:  # whatever foreign modelling code may raise about arguments it does not expect
+    except (ModelError, OutOfMemory):
+        raise
+    except Exception as error:  # whatever foreign modelling code may raise about arguments it does not expect
+        raise Unsupported(
+            f"{model.name} (model type {model.config.model_type!r}) cannot take a prepared cache, 4-D mask and "
+            f"position_ids: {type(error).__name__}: {error}"
+        ) from error
+    if not torch.isfinite(got).all():
+        raise ModelError(NON_FINITE.format(model.name))
+    plain = plain_logits(model) if plain is None else plain
+    for node, expected in zip(_COMPARED, plain, strict=True):
+        difference, scale = float((got[node] - expected).abs().max()), float(expected.std()) + 1e-6
+        if difference > _TOLERANCE[model.module.dtype] * scale:
             raise Unsupported(
-                f"{model.name} (model type {model.config.model_type!r}) cannot take a prepared cache, 4-D mask and "
-                f"position_ids: {type(error).__name__}: {error}"
-            ) from error
-        if not torch.isfinite(got).all():
-            raise ModelError(NON_FINITE.format(model.name))
-        for node in _COMPARED:
-            path = np.concatenate([prefix, drafted[tree.path(node)]])
-            ids = torch.from_numpy(path).to(model.device)[None]
-            plain = model.module(input_ids=ids, use_cache=False).logits[0, -1].float()
-            difference, scale = float((got[node] - plain).abs().max()), float(plain.std()) + 1e-6
-            if difference > _TOLERANCE[model.module.dtype] * scale:
-                raise Unsupported(
-                    f"{model.name} (model type {model.config.model_type!r}) does not honour tree masks and "
-                    f"position_ids: a token's logits in a tree differ from plain decoding by {difference:.3g} "
-                    "(ALiBi and similar position schemes cannot be driven)"
-                )
+                f"{model.name} (model type {model.config.model_type!r}) does not honour tree masks and position_ids: "
+                f"a token's logits in a tree differ from plain decoding by {difference:.3g} "
+                "(ALiBi and similar position schemes cannot be driven)"
+            )
+
+
+def _case(model: CausalModel) -> tuple[np.ndarray, TokenTree]:
+    """Five committed tokens and the tree under the last of them."""
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, 5 + len(_PARENTS))
+    return tokens[:5], TokenTree(tokens[5:], np.array(_PARENTS))
 
 
 @contextmanager

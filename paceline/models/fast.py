@@ -7,7 +7,7 @@ from collections.abc import Callable
 from paceline.errors import PacelineError
 from paceline.models import attention as attention_interface
 from paceline.models.causal import CausalModel, ModuleForward
-from paceline.models.check import self_check
+from paceline.models.check import plain_logits, self_check
 from paceline.models.fusable import fusable
 from paceline.models.fused import FusedDecoder
 from paceline.models.packing import pack_linears
@@ -56,7 +56,7 @@ def speed_up(model: CausalModel) -> Callable[[], None]:
 def _own_attention(model: CausalModel) -> Callable[[], None]:
     """Switch a module to order-independent attention over float32 keys, if it still computes the same with it."""
     module, plain = model.module, model.forward
-    before = module.config._attn_implementation
+    before, wanted = module.config._attn_implementation, plain_logits(model)
 
     def undo() -> None:
         module.set_attn_implementation(before)
@@ -67,7 +67,7 @@ def _own_attention(model: CausalModel) -> Callable[[], None]:
         forward = ModuleForward(module)
         forward.kv_dtype = attention_interface.KV_DTYPE
         model.forward = forward
-        self_check(model)
+        self_check(model, wanted)
     except (PacelineError, ValueError, KeyError):
         undo()
         return lambda: None
