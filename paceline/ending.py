@@ -39,6 +39,7 @@ def trim(sequence: Sequence, run: Seq[int], states: Seq[tuple[Any, ...]], room: 
     for i, (token, state) in enumerate(zip(run, states, strict=True)):
         added = len(text.push(token))
         if sequence.pipeline.is_final(state):
+            text.flush()
             return Ending(i + 1, "stop", "grammar")
         if stops and added and (found := text.find(stops, added)) is not None:
             text.cut(found[0])
