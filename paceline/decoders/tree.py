@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -111,28 +111,26 @@ class TreeDecoder:
     def _step(self, sequences: list[Sequence]) -> None:
         clock = _Clock(len(sequences))
         trees = self._propose(sequences)
-        live = [s for s in sequences if s.error is None]
+        live = [s for s in sequences if s.finish_reason is None]
         clock.lap("draft")
-        if not live:
-            return
-        scores = self._score(live, [trees[s] for s in live])
-        if scores is None:
-            return
-        clock.lap("score")
-        judged = judge(live, [trees[s] for s in live], scores)
-        clock.lap("judge")
-        outcomes = [
-            self._guarded(s, self._keep, trees[s], verdict, scores.of(i))
-            for i, (s, verdict) in enumerate(zip(live, judged, strict=True))
-        ]
-        clock.lap("keep")
-        kept = [outcome for outcome in outcomes if outcome is not None]
+        kept: list[tuple[Outcome, Ending]] = []
+        for group, scores in self._score(live, trees):
+            clock.lap("score")
+            judged = judge(group, [trees[s] for s in group], scores)
+            clock.lap("judge")
+            outcomes = [
+                self._guarded(s, self._keep, trees[s], verdict, scores.of(i))
+                for i, (s, verdict) in enumerate(zip(group, judged, strict=True))
+            ]
+            kept += [outcome for outcome in outcomes if outcome is not None]
+            clock.lap("keep")
         self._tell_drafters([outcome for outcome, _ in kept])
         clock.lap("draft")
         for outcome, _ in kept:
             clock.charge(outcome.sequence.stats)
         for outcome, ending in kept:
-            if outcome.sequence.error is None:
+            # A callback may have cancelled a later one.
+            if outcome.sequence.finish_reason is None:
                 began = time.perf_counter()
                 self._guarded(outcome.sequence, self._emit, outcome, ending)
                 outcome.sequence.stats.other += time.perf_counter() - began
@@ -154,19 +152,26 @@ class TreeDecoder:
         spare = self.cache.limit - len(sequence.tokens)
         return max(0, min(self.nodes, spare)), max(0, min(sequence.remaining - 1, spare))
 
-    def _score(self, sequences: list[Sequence], trees: list[TokenTree]) -> Scores | None:
+    def _score(
+        self, sequences: list[Sequence], trees: dict[Sequence, TokenTree]
+    ) -> Iterator[tuple[list[Sequence], Scores]]:
+        """Scores of all sequences together; should their pass fail, of each alone, and the culprit ends."""
+        if not sequences:
+            return
         pending = [s.tokens[s.cached : -1] for s in sequences]
         try:
-            return self.model.score(self.cache, [s.row for s in sequences], trees, pending)
+            scores = self.model.score(self.cache, [s.row for s in sequences], [trees[s] for s in sequences], pending)
         except Exception as error:
             for s in sequences:
                 self.cache.crop(s.row, s.cached)
             if len(sequences) == 1:
                 self._fail(sequences[0], error)
-            else:  # the pass that fails alone names the culprit; the others' succeed
-                for s in sequences:
-                    self._step([s])
-            return None
+                return
+        else:
+            yield sequences, scores
+            return
+        for s in sequences:
+            yield from self._score([s], trees)
 
     def _keep(
         self, sequence: Sequence, tree: TokenTree, verdict: Judged | Exception, logits: torch.Tensor
