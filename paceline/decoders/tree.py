@@ -59,9 +59,13 @@ class TreeDecoder:
     @torch.inference_mode()
     def cancel(self, request_id: int) -> list[Event]:
         """End every sequence of a request now; their rows are free at once."""
+        before = len(self._events)  # of the step in progress, should a callback be what cancels
         for sequence in [s for s in (*self.waiting, *self.running) if s.request.id == request_id]:
-            self._finish(sequence, "cancelled", Event(request_id, sequence.index, finish_reason="cancelled"))
-        return self._take_events()
+            event = Event(request_id, sequence.index, finish_reason="cancelled")
+            self._guarded(sequence, self._finish, "cancelled", event)
+        events = self._events[before:]
+        del self._events[before:]
+        return events
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -70,7 +74,8 @@ class TreeDecoder:
             self._step(list(self.running))
         while self.waiting and len(self.running) < self.max_rows:
             self._admit(self.waiting.popleft())
-        return self._take_events()
+        events, self._events = self._events, []
+        return events
 
     # -- admission ----------------------------------------------------------------------------------------
 
@@ -226,14 +231,16 @@ class TreeDecoder:
         """Release what the sequence holds, then tell its caller."""
         sequence.finish_reason = reason
         sequence.stats.cache_bytes = self.cache.nbytes
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-        if sequence.row is not None:
-            row, sequence.row = sequence.row, None
-            self.running.remove(sequence)
-            self.cache.free(row)
-            sequence.drafter.end(sequence)
-        self._send(sequence, event)
+        try:
+            if sequence in self.waiting:
+                self.waiting.remove(sequence)
+            if sequence.row is not None:
+                row, sequence.row = sequence.row, None
+                self.running.remove(sequence)
+                self.cache.free(row)
+                sequence.drafter.end(sequence)
+        finally:
+            self._send(sequence, event)
 
     def _send(self, sequence: Sequence, event: Event) -> None:
         self._events.append(event)
@@ -245,12 +252,10 @@ class TreeDecoder:
             return
         sequence.error = error
         event = Event(sequence.request.id, sequence.index, finish_reason="error", error=error)
-        sequence.request.callback = None  # it may be what failed; the event still reaches the engine
         try:
             self._finish(sequence, "error", event)
-        except Exception as second:  # a drafter's `end`: the first error is the one to report
-            error.add_note(f"and while releasing the sequence: {second!r}")
-            self._events.append(event)
+        except Exception as second:  # a drafter's `end`, or the callback again: the first error is the one to report
+            error.add_note(f"and while ending the sequence: {second!r}")
 
     def _guarded(self, sequence: Sequence, work: Callable[..., Any], *args: Any) -> Any:
         """Run work that belongs to one sequence; an exception ends that sequence and no other."""
@@ -259,10 +264,6 @@ class TreeDecoder:
         except Exception as error:
             self._fail(sequence, error)
             return None
-
-    def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
 
 
 class _Clock:
