@@ -17,6 +17,8 @@ DRAFTERS: tuple[str, ...] = (
     "recycling(top=1, template='0 00 000')",
     "draft(model='{draft}', confidence=0)",
     "draft(model='{draft}', length=2, confidence=0.5)",
+    "turns(ngram(min_ngram=2), recycling, least=2)",
+    "turns(ngram, draft(model='{draft}', confidence=0))",
 )
 
 VERIFIERS: tuple[str, ...] = ("coupled", "rejection")
