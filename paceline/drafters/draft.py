@@ -31,6 +31,7 @@ import torch.nn.functional as F
 
 from paceline.caches import Row, TrieCache
 from paceline.drafters.base import Drafter, Outcome
+from paceline.drafters.lean import speed_up_small
 from paceline.drafters.vocabulary import check_vocabulary
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -96,7 +97,7 @@ class Run:
             token = scores.argmax(-1)
         else:
             token = self.sequence.chance.couple(scores, [self.sequence.generated + len(self.tokens)])
-        return torch.cat([token.double(), (scores[0, token] - scores.logsumexp(-1)).double()])
+        return torch.cat([token.double(), scores.log_softmax(-1)[0, token].double()])
 
     def take(self, answer: torch.Tensor, confidence: float) -> None:
         """Append the token that the answer to `ask`, now on the host, stands for."""
@@ -108,8 +109,8 @@ class Run:
             self.laws.append(answer)
             self.log_chance += float(answer[token])
         else:
-            token = int(answer[0])
-            self.log_chance += float(answer[1])
+            first, second = answer.tolist()
+            token, self.log_chance = int(first), self.log_chance + second
         self.tokens.append(token)
         self.pending = [token]
         try:
@@ -144,12 +145,14 @@ class DraftModel(Drafter):
         length: most tokens of a draft.
         confidence: a draft ends where the chance that it holds falls below this; 0: at `length` tokens only.
         dtype: of a model given by name; the target's by default.
+        fast: replace its forward pass by faster ones where that is possible.
     """
 
     model: Any = "pocket-code-draft"
     length: int = 6
     confidence: float = 0.3
     dtype: str | None = None
+    fast: bool = True
     samples = True
     _model: CausalModel = field(init=False, repr=False)
     _cache: TrieCache = field(init=False, repr=False)
@@ -179,12 +182,14 @@ class DraftModel(Drafter):
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
         runs = [self._run(sequence, *limits) for sequence, limits in zip(sequences, budget, strict=True)]
         while active := [run for run in runs if len(run.tokens) < run.limit]:
-            asked = [run.ask(row) for run, row in zip(active, self._score(active).split(1), strict=True)]
+            logits = self._score(active)
+            asked = [run.ask(logits[i : i + 1]) for i, run in enumerate(active)]
             # Everything the host needs leaves the device in one transfer.
-            answers = torch.cat(asked).cpu().split([len(answer) for answer in asked])
-            for run, answer in zip(active, answers, strict=True):
-                if len(answer):
-                    run.take(answer, self.confidence)
+            host, at = torch.cat(asked).cpu(), 0
+            for run, answer in zip(active, asked, strict=True):
+                if size := answer.shape[0]:
+                    run.take(host[at : at + size], self.confidence)
+                    at += size
         return [run.tree() for run in runs]
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
@@ -205,7 +210,10 @@ class DraftModel(Drafter):
             return target
         named = isinstance(self.model, str | Path)
         dtype = self.dtype or (module.dtype if named and module is not None else None)
-        return load_model(self.model, dtype=dtype, device=target.device)
+        loaded = load_model(self.model, dtype=dtype, device=target.device, fast=False)
+        if self.fast:
+            speed_up_small(loaded)
+        return loaded
 
     def _run(self, sequence: Sequence, nodes: int, depth: int) -> Run:
         row, tokens = sequence.drafts, sequence.tokens

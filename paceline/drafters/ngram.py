@@ -140,9 +140,7 @@ class NGram(SequenceDrafter):
             if (value := getattr(self, name)) < 1:
                 raise BadRequest(f"ngram({name}={value}): an integer of at least 1 is needed")
         if self.min_ngram > self.max_ngram:
-            raise BadRequest(
-                f"ngram(min_ngram={self.min_ngram}): at most max_ngram={self.max_ngram} is allowed"
-            )
+            raise BadRequest(f"ngram(min_ngram={self.min_ngram}): at most max_ngram={self.max_ngram} is allowed")
         if not 0 <= self.confidence <= 1:
             raise BadRequest(f"ngram(confidence={self.confidence}): a number from 0 to 1 is needed")
         self.shape = "chain" if self.candidates == 1 else "tree"
