@@ -84,13 +84,15 @@ def _attempt(work: Any, *args: Any) -> Any:
 def _ask(sequence: Sequence, tree: TokenTree, logits: torch.Tensor) -> Question:
     pipeline, verifier = sequence.pipeline, sequence.verifier
     rows, states = pipeline.over(tree, logits, sequence.state)
+    if rows.shape != logits.shape:
+        raise ValueError(f"policies: scores of shape {tuple(logits.shape)} came back as {tuple(rows.shape)}")
     if not isinstance(verifier, MatchVerifier):
         answer = pipeline.distribution(rows).flatten()
     elif pipeline.greedy:
         answer = rows.argmax(-1)
     else:
         positions = [sequence.generated + int(depth) for depth in tree.depth]
-        answer = verifier.choose(rows, [sequence.chance] * len(tree), positions)
+        answer = verifier.choose(rows, [sequence.chance] * len(tree), positions).reshape(len(tree))
     return Question(rows, states, rows.amax(-1), answer)
 
 
