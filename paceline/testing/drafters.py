@@ -87,7 +87,7 @@ class Tabular(SequenceDrafter):
 
 @dataclass(eq=False)
 class Oracle(SequenceDrafter):
-    """The true continuation with wrong siblings before and after it at every depth, each with a wrong child.
+    """The true continuation between two wrong siblings at every depth, and its twin under the first of them.
 
     Args:
         texts: `{prompt: continuation}`, from an earlier plain run.
