@@ -103,7 +103,9 @@ def test_nothing_known_drafts_nothing() -> None:
 @pytest.mark.parametrize(("nodes", "depth", "expected"), [(0, 9, 0), (9, 0, 0), (3, 9, 3), (9, 2, 2), (9, 9, 9)])
 def test_the_budget_is_kept(nodes: int, depth: int, expected: int) -> None:
     for candidates in (1, 3):
-        tree = draft(NGram(confidence=0, candidates=candidates), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2, 3], nodes, depth)
+        tree = draft(
+            NGram(confidence=0, candidates=candidates), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 1, 2, 3], nodes, depth
+        )
         assert tree.drafted == expected
 
 
