@@ -103,6 +103,7 @@ def _run(values: dict[str, Any], earlier: Path | None, threads: int | None) -> R
     import torch
     from rich.console import Console
 
+    from paceline.commands.progress import Progress
     from paceline.evaluation.bench import Settings, run
     from paceline.evaluation.report import Report
 
@@ -112,8 +113,11 @@ def _run(values: dict[str, Any], earlier: Path | None, threads: int | None) -> R
         torch.set_num_threads(threads)
     settings = Settings(**values)
     report = Report.read(earlier) if earlier is not None and earlier.exists() else None
-    with Console(stderr=True).status("starting") as status:
-        return run(settings, status.update, report)
+    progress = Progress(Console(stderr=True, highlight=False))
+    try:
+        return run(settings, progress, report)
+    finally:
+        progress.close()
 
 
 def _show(report: Report, markdown_file: Path | None, plot_file: Path | None) -> None:

@@ -29,6 +29,7 @@ def demo(
     from rich.text import Text
 
     from paceline.api import Engine
+    from paceline.commands.progress import Progress
     from paceline.evaluation import own, peers, workloads
     from paceline.evaluation.runner import Arena, Batch
     from paceline.evaluation.samples import Job
@@ -48,9 +49,9 @@ def demo(
     arena = Arena("demo", [peers.peers(module, None)[0], *contestants], Job(max_new_tokens), engine.model.device)
     arena.warm_up(batch)
     streamed = _stream(console, engine, text, drafter, max_new_tokens)
-    with Console(stderr=True).status("Measuring, each in turn …") as status:
-        arena.progress = status.update
-        arena.play([batch], rounds)
+    arena.progress = progress = Progress(Console(stderr=True, highlight=False))
+    arena.play([batch], rounds)
+    progress.close()
     _verdict(console, arena.samples, streamed)
 
 

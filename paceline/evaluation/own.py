@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from paceline import registry
+from paceline.caches import TrieCache
 from paceline.drafters.base import Drafter
 from paceline.errors import PacelineError
 from paceline.evaluation.samples import Contestant, Job, Prompts, Run
 from paceline.evaluation.timing import synchronize
+from paceline.models.causal import CausalModel
 from paceline.requests import Request, Stats
 
 if TYPE_CHECKING:
@@ -36,15 +41,17 @@ class Method(Contestant):
 
     def __init__(self, engine: Engine, spec: str, verifier: str = "coupled", policies: dict[str, Any] | None = None):
         self.engine, self.name, self.verifier, self.policies = engine, spec, verifier, policies or {}
-        self.part: Drafter
+        self._new: Drafter = registry.build("drafter", spec)
+        engine.explain(drafter=self._new, verifier=verifier)
         self.prepare()
-        engine.explain(drafter=self.part, verifier=verifier)
 
     def prepare(self, fresh: bool = True) -> None:
         """A new drafter knows nothing of earlier prompts: else a prompt measured twice would know its own answer."""
-        if fresh or not hasattr(self, "part"):
-            self.part = registry.build("drafter", self.name)
-            self.part.attach(self.engine.model)
+        if fresh:
+            # What it learns is copied from a new one; models and caches are shared, for loading disturbs what follows.
+            parts = vars(self._new).values()
+            shared = {id(part): part for part in parts if isinstance(part, CausalModel | TrieCache | nn.Module)}
+            self.part = copy.deepcopy(self._new, shared)
 
     def run(self, prompts: Prompts, job: Job) -> Run:
         requests = [self._request(list(prompt), job) for prompt in prompts]

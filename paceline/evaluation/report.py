@@ -207,17 +207,21 @@ def same_text(row: Row) -> str:
 
 
 def differences(report: Report) -> Iterator[str]:
-    """A sentence for each method whose tokens differ somewhere from a plain decoding."""
+    """A sentence for each method whose tokens differ from its own side's plain decoding, and for the two sides."""
     for row in report.rows():
-        for reference, check in row.identical.items():
-            first = check["first"]
-            if first is None or row.workload == ALL:
-                continue
-            gap = "" if first["gap"] is None else f"; the two best logits there are {first['gap']:.3g} apart"
-            yield (
-                f"{row.size} {row.workload}, {row.side} {row.method}: {check['of'] - check['equal']} of {check['of']} "
-                f"texts differ from {reference}, the first ({first['prompt']}) at token {first['position']}{gap}"
-            )
+        if row.workload == ALL:
+            continue
+        reference = PEER_PLAIN if row.side == peers.SIDE or row.method == own.PLAIN else OWN_PLAIN
+        check = row.identical.get(reference)
+        if check is None or check["first"] is None:
+            continue
+        first, gap = check["first"], ""
+        if first["gap"] is not None:
+            gap = f"; the two best logits are {first['gap']:.3g} apart there, and {check['largest_gap']:.3g} at most"
+        yield (
+            f"{row.size} {row.workload}, {row.side} {row.method}: {check['of'] - check['equal']} of {check['of']} "
+            f"texts differ from {reference}, the first ({first['prompt']}) at token {first['position']}{gap}"
+        )
 
 
 def machine(report: Report) -> str:
@@ -235,8 +239,9 @@ def machine(report: Report) -> str:
 def mode_note(report: Report) -> str:
     """Which bandwidths there were."""
     named = ", ".join(f"{name} {value / 1e9:.0f} GB/s" for name, value in report.modes.bandwidths.items())
-    changed = sum(not s.stable for s in report.samples)
-    return f"memory bandwidth: {named}; {changed} of {len(report.samples)} runs left out because it changed meanwhile"
+    found = report.modes
+    odd = sum(found.of(s) is None for s in report.samples)
+    return f"memory bandwidth: {named}; {odd} of {len(report.samples)} runs left out because it changed during them"
 
 
 def markdown(report: Report) -> str:
@@ -262,8 +267,3 @@ def _caption(report: Report, section: Section) -> str:
         f"Speeds at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, where one pass a token would give at most "
         f"{section.bound:.0f} tokens/s. Transformers' best: {section.best_peer or '-'}."
     )
-
-
-def is_plain(row: Row) -> bool:
-    """Whether the row is a side's plain decoding."""
-    return (row.side, row.method) in ((own.SIDE, own.PLAIN), (peers.SIDE, peers.PLAIN))

@@ -31,11 +31,10 @@ class Modes:
         self._groups = groups
 
     def of(self, sample: Sample) -> str | None:
-        """The sample's mode; `None` when it changed during the run."""
-        if not sample.stable:
-            return None
+        """The sample's mode; `None` when it changed during the run, or is one hardly any other run was in."""
         known = zip(self.names, self._groups, strict=True)
-        return next(name for name, group in known if group[0] <= sample.bandwidth <= group[-1])
+        found = (name for name, group in known if group[0] <= sample.bandwidth <= group[-1])
+        return next(found, None) if sample.stable else None
 
 
 @dataclass
@@ -85,7 +84,7 @@ class Row:
         repetition: share of the output that loops; acceptance on looping text says little.
         growth: bytes of memory a run needed at most.
         identical: against whom, and what was found (see `paceline.evaluation.bench`).
-        unstable: samples left out because the mode changed while they ran.
+        unstable: samples left out because the mode changed while they ran, or is a rare one.
     """
 
     size: str
@@ -145,7 +144,7 @@ def _row(size: str, workload: str, side: str, method: str, mine: list[Sample], w
         side,
         method,
         samples=len(mine),
-        unstable=sum(not s.stable for s in mine),
+        unstable=sum(found.of(s) is None for s in mine),
         rate=_by_mode(mine, found, lambda s: s.rate),
         decode_rate=_by_mode(mine, found, lambda s: s.decode_rate),
         first=_by_mode(mine, found, lambda s: s.first),

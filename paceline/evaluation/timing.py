@@ -16,6 +16,8 @@ import torch
 
 #: Bandwidths closer than this factor are one mode; modes seen so far differ by 1.5 and more.
 SAME = 1.25
+#: A mode that fewer than this share of the runs were in is a disturbance.
+RARE = 0.1
 #: Bytes that a probe reads: far more than any cache level of a CPU holds.
 PROBE_BYTES = 192 * 2**20
 
@@ -72,11 +74,11 @@ def same_mode(a: float, b: float) -> bool:
 
 
 def modes(bandwidths: Sequence[float]) -> list[list[float]]:
-    """Bandwidths in groups, slowest first: a group ends where the next value is a factor `SAME` away."""
+    """Bandwidths in groups, slowest first, without rare ones: a group ends where the next value is far away."""
     groups: list[list[float]] = []
     for value in sorted(bandwidths):
         if groups and same_mode(groups[-1][-1], value):
             groups[-1].append(value)
         else:
             groups.append([value])
-    return groups
+    return [group for group in groups if len(group) >= RARE * len(bandwidths)]

@@ -43,6 +43,7 @@ def test_modes_are_groups_of_like_bandwidths() -> None:
     assert not same_mode(SLOW, FAST)
     assert modes([SLOW, FAST, 36e9, 64e9]) == [[36e9, SLOW], [64e9, FAST]]
     assert modes([]) == []
+    assert modes([SLOW] * 20 + [20e9]) == [[SLOW] * 20]
 
 
 def test_modes_have_names() -> None:
@@ -160,7 +161,7 @@ def report() -> Report:
     same = {"equal": 3, "of": 3, "first": None, "largest_gap": None}
     where = {"prompt": "1", "position": 7, "ours": 1, "theirs": 2, "gap": 0.001}
     differ = {"equal": 2, "of": 3, "first": where, "largest_gap": 0.001}
-    checks = {name: {OWN_PLAIN: same, PEER_PLAIN: differ if name == "paceline ngram" else same} for name in methods}
+    checks = {name: {OWN_PLAIN: same, PEER_PLAIN: differ if name == "paceline none" else same} for name in methods}
     infos = {
         "pocket": SizeInfo("pocket", False, 9_000_000, 18_000_000, "bfloat16", "fused", 40_000_000, 20_000_000),
         "100m": SizeInfo("100m, inflated", True, 91_000_000, 182_000_000, "bfloat16", "fused", 10, 10),
@@ -191,16 +192,17 @@ def test_tables(report: Report) -> None:
     ]
     assert found[0].lines[1][0] == "paceline ngram"
     assert found[0].lines[1][3:6] == ("2.00", "4.00", "3.00")
-    assert found[0].lines[1][-1] == "3/3 2/3"
-    assert found[2].lines[1][-1] == "6/6 4/6"
-    assert found[0].lines[0][-1] == "yes"
+    assert found[0].lines[0][-1] == "3/3 2/3"
+    assert found[2].lines[0][-1] == "6/6 4/6"
+    assert found[0].lines[1][-1] == "yes"
     page = markdown(report)
     assert "100m, inflated: json" in page
     assert "costs what a model of that size costs" in page
     assert "- Left out: draft: no such model." in page
     sentences = list(differences(report))
     assert len(sentences) == 4
-    assert "at token 7; the two best logits there are 0.001 apart" in sentences[0]
+    assert all("transformers plain" in sentence for sentence in sentences)
+    assert "at token 7; the two best logits are 0.001 apart there" in sentences[0]
 
 
 def test_pictures(report: Report, tmp_path: Path) -> None:
