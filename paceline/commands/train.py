@@ -23,6 +23,7 @@ def lm(
     tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in optimizer steps.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Distil from the model in this folder.")] = None,
+    distill: Annotated[float, typer.Option(help="Weight of the teacher against the text, 0 to 1.")] = 0.9,
     corpus: Annotated[
         list[Path] | None, typer.Option(help="Folder of Python files instead of the installed packages.")
     ] = None,
@@ -77,6 +78,7 @@ def lm(
             micro_batch=micro_batch,
             lr=lr,
             optimizer=optimizer,
+            distill=distill,
             device=device,
             seed=seed,
         )

@@ -56,7 +56,7 @@ class LMConfig:
     optimizer: str = "muon"
     weight_decay: float = 0.1
     clip: float = 1.0
-    distill: float = 0.8
+    distill: float = 0.9
     """Weight of the teacher's divergence against cross-entropy; used only with a teacher."""
     bf16: bool = True
     """Autocast matrix products to bfloat16; weights and optimizer state stay float32."""
@@ -71,6 +71,8 @@ class LMConfig:
             raise BadRequest("a run needs a budget: tokens, steps or minutes")
         if any(b is not None and b <= 0 for b in (self.tokens, self.steps, self.minutes)):
             raise BadRequest("a budget must be positive")
+        if not 0 <= self.distill <= 1:
+            raise BadRequest(f"distill {self.distill} is not between 0 and 1")
         if self.optimizer not in OPTIMIZERS:
             raise BadRequest(f"unknown optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
         if self.batch % self.micro_batch:

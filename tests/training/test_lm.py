@@ -128,6 +128,7 @@ def test_preset_sizes(name: str, millions: float) -> None:
         ({}, "budget"),
         ({"minutes": -1.0}, "positive"),
         ({"steps": 1, "batch": 3, "micro_batch": 2}, "multiple"),
+        ({"steps": 1, "distill": 1.5}, "between 0 and 1"),
     ],
 )
 def test_bad_config(options: dict[str, Any], message: str) -> None:
