@@ -28,15 +28,11 @@ def lm(
         list[Path] | None, typer.Option(help="Folder of Python files instead of the installed packages.")
     ] = None,
     extra: Annotated[Path | None, typer.Option(help="Folder of extra text (*.jsonl, *.gz).")] = None,
-    no_extra: Annotated[
-        bool, typer.Option("--no-extra", help="Do not look for the default extra text.")
-    ] = False,
+    no_extra: Annotated[bool, typer.Option("--no-extra", help="Do not look for the default extra text.")] = False,
     work: Annotated[
         Path | None, typer.Option(help="Folder for packed tokens and checkpoints [default: OUT.work].")
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the work folder's checkpoint.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the work folder's checkpoint.")] = False,
     length: Annotated[int, typer.Option(help="Window length in tokens.")] = 1024,
     batch: Annotated[int, typer.Option(help="Windows per step.")] = 8,
     micro_batch: Annotated[int, typer.Option(help="Windows per forward pass.")] = 2,

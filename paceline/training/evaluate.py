@@ -44,9 +44,7 @@ def model_bits(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, text:
     return bits
 
 
-def model_bits_per_byte(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]
-) -> float:
+def model_bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> float:
     """Bits per UTF-8 byte of `texts`, each scored by itself."""
     return sum(model_bits(model, tokenizer, text) for text in texts) / size(texts)
 

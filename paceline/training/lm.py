@@ -133,9 +133,7 @@ class Trainer:
                 begin = time.monotonic()
                 loss = self.train_step()
                 self.clock.add(time.monotonic() - begin)
-                reporter.update(
-                    self.step, self.progress, loss, self.config.tokens_per_step, self.clock.seconds
-                )
+                reporter.update(self.step, self.progress, loss, self.config.tokens_per_step, self.clock.seconds)
                 if time.monotonic() - saved > 60 * self.config.save_minutes and self.progress < 1:
                     self.save()
                     reporter.validated(self.step, self.validate())

@@ -117,13 +117,9 @@ def collect(recipe: Recipe, console: Console) -> tuple[list[Document], list[Docu
     with console.status("reading the corpus"):
         train, validation = build_corpus(sources, recipe.extra)
     if not train or not validation:
-        raise BadRequest(
-            f"the corpus has {len(train)} training and {len(validation)} validation documents: too few"
-        )
+        raise BadRequest(f"the corpus has {len(train)} training and {len(validation)} validation documents: too few")
     megabytes = sum(document.size for document in train) / 1e6
-    console.print(
-        f"corpus: {len(train)} documents, {megabytes:.1f} MB, {len(validation)} held out", highlight=False
-    )
+    console.print(f"corpus: {len(train)} documents, {megabytes:.1f} MB, {len(validation)} held out", highlight=False)
     return train, validation
 
 

@@ -48,6 +48,4 @@ class Reporter:
 
     def validated(self, step: int, bits: float) -> None:
         """Report a validation result."""
-        self.console.print(
-            f"step {step}  validation {bits:.4f} bits per byte", highlight=False, soft_wrap=True
-        )
+        self.console.print(f"step {step}  validation {bits:.4f} bits per byte", highlight=False, soft_wrap=True)

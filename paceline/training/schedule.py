@@ -45,9 +45,7 @@ class ActiveClock:
         self.seconds += duration
 
 
-def make_optimizers(
-    model: nn.Module, name: str, lr: float, weight_decay: float
-) -> list[torch.optim.Optimizer]:
+def make_optimizers(model: nn.Module, name: str, lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
     """`adamw`, or `muon` for the layers' matrices with AdamW for embeddings and norms.
 
     Muon (Jordan et al. 2024) orthogonalises a matrix's momentum; scaled to AdamW's step size
@@ -61,9 +59,7 @@ def make_optimizers(
         {"params": decayed, "weight_decay": weight_decay},
         {"params": norms, "weight_decay": 0.0},
     ]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)
-    ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.95), fused=True)]
     if name == "muon":
         muon = torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
         optimizers.append(muon)

@@ -14,9 +14,7 @@ from paceline.training.evaluate import model_bits, model_bits_per_byte, unpack, 
 from paceline.training.presets import preset_config
 
 
-def test_unpack_restores_documents(
-    work: Path, documents: list[Document], tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_unpack_restores_documents(work: Path, documents: list[Document], tokenizer: PreTrainedTokenizerFast) -> None:
     assert unpack(work / "validation.bin", tokenizer) == [d.text for d in documents[36:]]
 
 
@@ -33,9 +31,7 @@ def test_a_uniform_model_needs_log2_of_the_vocabulary(tokenizer: PreTrainedToken
     text = "".join(tokenizer.decode([i]) for i in range(40, 60))
     count = len(tokenizer(text).input_ids)
     assert model_bits(model, tokenizer, text) == pytest.approx(8 * count, rel=1e-5)
-    assert model_bits_per_byte(model, tokenizer, [text, text]) == pytest.approx(
-        8 * count / len(text), rel=1e-5
-    )
+    assert model_bits_per_byte(model, tokenizer, [text, text]) == pytest.approx(8 * count / len(text), rel=1e-5)
 
 
 def test_xz_together_and_apart() -> None:

@@ -36,9 +36,7 @@ def trainer(work: Path, out: Path, tokenizer: PreTrainedTokenizerFast, **options
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
-def test_loss_goes_down(
-    work: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, optimizer: str
-) -> None:
+def test_loss_goes_down(work: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, optimizer: str) -> None:
     run = trainer(work, tmp_path, tokenizer, steps=40, optimizer=optimizer)
     before = run.validate()
     assert run.run(Reporter(QUIET)) < 0.7 * before
@@ -51,9 +49,7 @@ def test_bf16_autocast_trains(work: Path, tmp_path: Path, tokenizer: PreTrainedT
     assert next(run.model.parameters()).dtype == torch.float32
 
 
-def test_resume_equals_an_uninterrupted_run(
-    work: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_resume_equals_an_uninterrupted_run(work: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     whole = trainer(work, tmp_path / "whole", tokenizer)
     whole.run(Reporter(QUIET))
     first = trainer(work, tmp_path / "parts", tokenizer)
@@ -89,9 +85,7 @@ def test_sigterm_leaves_a_usable_checkpoint(
     assert again.step == 1
 
 
-def test_student_approaches_its_teacher(
-    work: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_student_approaches_its_teacher(work: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     teacher = trainer(work, tmp_path / "teacher", tokenizer, steps=30)
     teacher.run(Reporter(QUIET))
     student = trainer(work, tmp_path / "student", tokenizer, seed=3, teacher=teacher.model, distill=1.0)

@@ -39,9 +39,7 @@ def test_nothing_is_added_and_end_token_is_special(tokenizer: PreTrainedTokenize
     assert tokenizer.decode([tokenizer.eos_token_id], skip_special_tokens=True) == ""
 
 
-def test_saved_folder_loads_through_auto_tokenizer(
-    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
+def test_saved_folder_loads_through_auto_tokenizer(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert loaded(source(1)).input_ids == tokenizer(source(1)).input_ids

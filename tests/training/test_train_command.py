@@ -50,9 +50,7 @@ def test_recipe_then_resume_then_draft(corpus: Path, tmp_path: Path) -> None:
         (["--steps", "1", "--resume"], "nothing to resume"),
     ],
 )
-def test_bad_arguments_are_one_line_errors(
-    arguments: list[str], message: str, corpus: Path, tmp_path: Path
-) -> None:
+def test_bad_arguments_are_one_line_errors(arguments: list[str], message: str, corpus: Path, tmp_path: Path) -> None:
     result = call("--out", tmp_path / "out", *SMALL, "--corpus", corpus, *arguments)
     assert result.exit_code == 2
     assert message in result.output
