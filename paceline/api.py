@@ -49,7 +49,7 @@ class Engine:
             tokenizer: turns strings into ids and back; without one, prompts are ids and texts are empty.
             drafter, verifier: spec strings or instances, used where a request does not choose.
             max_rows: most sequences decoded at once.
-            nodes: most drafted tokens a step and sequence; by default what the device scores at little extra cost.
+            nodes: most drafted tokens a step and sequence; by default three times `model.spare`.
         """
         if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
             raise BadRequest(f"max_rows: {max_rows!r} is not allowed; an integer of at least 1 is needed")
@@ -60,7 +60,7 @@ class Engine:
         self._drafter = self._part("drafter", drafter)
         self._verifier = self._part("verifier", verifier)
         self._ids = itertools.count()
-        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=_nodes(model) if nodes is None else nodes)
+        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=3 * model.spare if nodes is None else nodes)
 
     @classmethod
     def load(
@@ -310,8 +310,3 @@ def _sampling(base: Sampling | None, options: Mapping[str, Any]) -> Sampling:
         else:
             extra[name] = value
     return Sampling(options=extra, **values)
-
-
-def _nodes(model: Any) -> int:
-    """Drafted tokens that ride along at little extra cost: a CPU core turns compute-bound soon, a GPU late."""
-    return 7 if model.device.type == "cpu" else 31

@@ -142,24 +142,25 @@ class DraftModel(Drafter):
     Attributes:
         model: a name, folder or Hub id as for `Engine.load`, or a loaded model. It must have the target's
             vocabulary (see `check_vocabulary`). Texts beyond its own context are not drafted for.
-        length: most tokens of a draft.
+        length: most tokens of a draft; by default as many as ride along with the target's pass (`spare`).
         confidence: a draft ends where the chance that it holds falls below this; 0: at `length` tokens only.
         dtype: of a model given by name; the target's by default.
         fast: replace its forward pass by faster ones where that is possible.
     """
 
     model: Any = "pocket-code-draft"
-    length: int = 6
-    confidence: float = 0.3
+    length: int | None = None
+    confidence: float = 0.1
     dtype: str | None = None
     fast: bool = True
     samples = True
     _model: CausalModel = field(init=False, repr=False)
     _cache: TrieCache = field(init=False, repr=False)
     _target_vocabulary: int = field(init=False, repr=False, default=0)
+    _spare: int = field(init=False, repr=False, default=1)
 
     def __post_init__(self) -> None:
-        if self.length < 1:
+        if self.length is not None and self.length < 1:
             raise BadRequest(f"draft(length={self.length}): an integer of at least 1 is needed")
         if not 0 <= self.confidence <= 1:
             raise BadRequest(f"draft(confidence={self.confidence}): a number from 0 to 1 is needed")
@@ -171,7 +172,7 @@ class DraftModel(Drafter):
         if self._model.device != target.device:
             raise BadRequest(f"draft: its model is on {self._model.device}, the target on {target.device}")
         check_vocabulary(self._model, target)
-        self._target_vocabulary = target.vocab_size
+        self._target_vocabulary, self._spare = target.vocab_size, target.spare
 
     def begin(self, sequence: Sequence) -> None:
         sequence.drafts = row = self._cache.allocate()
@@ -220,7 +221,7 @@ class DraftModel(Drafter):
         # A step that is tried again finds its own first draft in the cache.
         self._cache.crop(row, len(tokens) - 1)
         room = self._cache.limit - len(tokens) + 1
-        limit = min(self.length, nodes, depth, room)
+        limit = min(self.length or self._spare, nodes, depth, room)
         return Run(sequence, row, limit, sequence.state, self._readable(tokens[row.trunk :]))
 
     def _score(self, runs: list[Run]) -> torch.Tensor:

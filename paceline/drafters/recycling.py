@@ -101,17 +101,21 @@ class Recycling(Drafter):
     Attributes:
         top: successors remembered for each token, 1 to 10.
         template: rank paths of the tree, such as `"0 1 00 10"`, a digit a level; the published tree by default.
+        nodes: most drafted tokens, the template's worthiest; by default as many as ride along with the target's pass.
     """
 
     top: int = 8
     template: str | None = None
+    nodes: int | None = None
     shape: str = field(init=False, repr=False)
     table: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 1 <= self.top <= 10:
             raise BadRequest(f"recycling(top={self.top}): an integer from 1 to 10 is needed")
-        self._template = Template(self._paths())
+        if self.nodes is not None and self.nodes < 1:
+            raise BadRequest(f"recycling(nodes={self.nodes}): an integer of at least 1 is needed")
+        self._template, self._spare = Template(self._paths()), 1
         self.shape = "tree" if self._template.branches else "chain"
         self.table = np.empty((0, self.top), np.int32)
 
@@ -123,12 +127,17 @@ class Recycling(Drafter):
                 f"recycling: its table is for a vocabulary of {len(self.table) - 1}, this model's has "
                 f"{target.vocab_size}; give each model a drafter of its own"
             )
+        self._spare = target.spare
         if not len(self.table):
             self.table = np.full((rows, self.top), -1, np.int32)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
         filled = self._template.fill([sequence.tokens[-1] for sequence in sequences], self.table)
-        return [self._template.tree(tokens, *limits) for tokens, limits in zip(filled, budget, strict=True)]
+        most = self.nodes or self._spare
+        return [
+            self._template.tree(tokens, min(nodes, most), depth)
+            for tokens, (nodes, depth) in zip(filled, budget, strict=True)
+        ]
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
         if not outcomes:

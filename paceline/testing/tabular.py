@@ -112,6 +112,7 @@ class TabularModel(CausalModel):
         self.num_layers = 1
         self.windows = {"full_attention": None}
         self.offers = frozenset({"chain", "tree"})
+        self.spare = 5
         self.nbytes, self.path = 0, "a table"
         self._ends = frozenset(end_tokens)
 

@@ -18,7 +18,7 @@ from tests.drafters.support import PROMPTS, VOCABULARY, engine_of, generated, ll
 
 
 def made(vocabulary: int, rows: dict[int, list[int]], **knobs: Any) -> Recycling:
-    drafter = Recycling(**knobs)
+    drafter = Recycling(**{"nodes": 99} | knobs)
     drafter.attach(TabularModel(random_table(vocabulary), vocabulary))
     for token, successors in rows.items():
         drafter.table[token, : len(successors)] = successors
@@ -60,6 +60,14 @@ def test_a_budget_takes_the_worthiest_nodes(nodes: int, depth: int) -> None:
     full = draft(drafter, 3, nodes + 1, depth)
     pairs = [{tuple(t.tokens[t.path(node)]) for node in range(len(t))} for t in (tree, full)]
     assert pairs[0] <= pairs[1], "a larger budget only adds nodes"
+
+
+def test_its_own_size_is_what_rides_along() -> None:
+    rows = {token: list(range(8)) for token in range(8)}
+    assert draft(made(8, rows, nodes=None), 3).drafted == TabularModel(random_table(8), 8).spare
+    assert draft(made(8, rows, nodes=12), 3).drafted == 12
+    with pytest.raises(BadRequest, match="nodes=0"):
+        Recycling(nodes=0)
 
 
 def test_seven_nodes_go_deep_where_the_best_successors_are() -> None:
