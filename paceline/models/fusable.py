@@ -25,7 +25,8 @@ _MLP = {"gate_proj", "up_proj", "down_proj"}
 
 def fusable(module: Any) -> str | None:
     """Why `FusedDecoder` cannot run this module, or None if it can (its numbers are checked at construction)."""
-    body, head = getattr(module, "model", None), getattr(module, "lm_head", None)
+    body: Any = getattr(module, "model", None)
+    head = getattr(module, "lm_head", None)
     parts = ("embed_tokens", "layers", "norm", "rotary_emb")
     if type(head) is not nn.Linear or any(not hasattr(body, name) for name in parts):
         return f"{type(module).__name__} is not laid out like a Llama with a language-model head"
