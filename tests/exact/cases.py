@@ -14,6 +14,7 @@ from paceline.drafters.draft import DraftModel
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
 from paceline.drafters.recycling import Recycling
+from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
 from paceline.testing import TabularModel, random_table
 from paceline.testing.drafters import Fixed, Hostile, Tabular
@@ -73,6 +74,9 @@ CHAINS: dict[str, Make] = {
     "ngram": NGram,
     "recycling chain": lambda: Recycling(template="0 00"),
     "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
+    "ngram, else draft": lambda: Turns(
+        NGram(), DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0), least=2
+    ),
     "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
 }
 TREES: dict[str, Make] = {

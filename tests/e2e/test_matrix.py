@@ -1,0 +1,152 @@
+"""The cross-product: every drafter, verifier and policy, alone and in batches, greedy and sampled, with and without
+stop strings and log-probabilities. Each cell works, or is refused by name.
+
+Works: under the coupled verifier, and greedily under every verifier, the result is that of plain decoding with the
+same seed, log-probabilities included. Under another verifier sampled text is another draw of the same law (see
+`tests/exact`); here it runs to its end, within the policy.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import pytest
+from models.architectures import VOCABULARY, build
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from paceline import Engine, registry
+from paceline.errors import Unsupported
+from paceline.requests import Result
+from paceline.specs import parse
+from paceline.testing.methods import DRAFTERS, POLICIES, VERIFIERS
+
+NEW, SEED, END = 10, 5, 60
+PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
+CHOICES: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 0.9, "seed": SEED}}
+EXTRAS: dict[str, dict[str, Any]] = {"bare": {}, "stop and logprobs": {"logprobs": 2, "echo": True}}
+TREE = "judges a chain, but drafter {} as configured drafts a tree; choose verifier 'coupled', or a setting under which"
+#: Every refused cell of drafter x verifier, with the words of the refusal. All others work.
+REFUSED: dict[tuple[str, str], str] = {
+    ("ngram(candidates=4, confidence=0)", "rejection"): TREE.format("'ngram'"),
+    ("recycling", "rejection"): TREE.format("'recycling'"),
+    ("turns(ngram(min_ngram=2), recycling, least=2)", "rejection"): TREE.format("'turns'"),
+}
+
+
+def target() -> Any:
+    """A tiny Llama; its first layer alone is the draft model, whose guesses are sometimes right."""
+    return build("LlamaConfig", {"eos_token_id": END, "initializer_range": 0.4})
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Every token is one or two letters, so that stop strings straddle tokens."""
+    letters = [chr(97 + i % 7) + ("" if i % 3 else chr(104 + i % 5)) + str(i) for i in range(VOCABULARY)]
+    model = Tokenizer(models.WordLevel({word: i for i, word in enumerate(letters)}, unk_token=letters[0]))
+    model.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=letters[END])
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load(target(), tokenizer=tokenizer(), drafter="none", max_rows=2, nodes=7)
+
+
+@pytest.fixture(scope="module")
+def draft(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("draft")
+    small = build("LlamaConfig", {"eos_token_id": END, "num_hidden_layers": 1})
+    small.load_state_dict({k: v for k, v in target().state_dict().items() if ".layers.1." not in k})
+    small.save_pretrained(folder)
+    return str(folder)
+
+
+@cache
+def plain(engine: Engine, policy: str, choice: str, extra: str) -> list[Result]:
+    """Each prompt alone, one token a pass."""
+    settings = options(engine, policy, choice, extra)
+    return [engine.generate(prompt, drafter="none", verifier="coupled", **settings) for prompt in PROMPTS]
+
+
+@cache
+def stops(engine: Engine, policy: str, choice: str) -> tuple[str, ...]:
+    """A string that straddles two tokens of the first text, and one that never comes."""
+    text = engine.generate(PROMPTS[0], drafter="none", **POLICIES[policy], **CHOICES[choice], max_new_tokens=NEW).text
+    return text[len(text) // 2 - 2 : len(text) // 2 + 2], "never"
+
+
+def options(engine: Engine, policy: str, choice: str, extra: str) -> dict[str, Any]:
+    chosen = {**POLICIES[policy], **CHOICES[choice], **EXTRAS[extra], "max_new_tokens": NEW}
+    return chosen | ({"stop": stops(engine, policy, choice)} if extra != "bare" else {})
+
+
+def numbers(result: Result) -> list[float]:
+    entries = (result.logprobs or []) + (result.prompt_logprobs or [])
+    return [x for e in entries for x in (e.logprob, e.policy_logprob, *(p for _, p in e.top + e.policy_top))]
+
+
+def check_equal(result: Result, wanted: Result) -> None:
+    assert (result.tokens, result.text) == (wanted.tokens, wanted.text)
+    assert (result.finish_reason, result.stop_reason) == (wanted.finish_reason, wanted.stop_reason)
+    assert numbers(result) == pytest.approx(numbers(wanted), abs=1e-4)
+
+
+def check_runs(result: Result, policy: str) -> None:
+    """A whole text within the policy."""
+    assert result.error is None
+    assert result.finish_reason in ("length", "stop")
+    assert len(result.tokens) == NEW or result.finish_reason == "stop"
+    assert all(0 <= token < VOCABULARY for token in result.tokens)
+    allowed = POLICIES[policy].get("allowed_tokens")
+    assert allowed is None or set(result.tokens) <= set(allowed)  # type: ignore[call-overload]
+    assert not set(result.tokens) & set(POLICIES[policy].get("banned_tokens", ()))  # type: ignore[call-overload]
+    assert all(math.isfinite(entry.policy_logprob) for entry in result.logprobs or [])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("verifier", VERIFIERS)
+@pytest.mark.parametrize("spec", DRAFTERS)
+def test_cell(engine: Engine, draft: str, spec: str, verifier: str, policy: str) -> None:
+    drafter = spec.replace("{draft}", draft)
+    parts = {"drafter": drafter, "verifier": verifier}
+    if (spec, verifier) in REFUSED:
+        with pytest.raises(Unsupported, match=REFUSED[spec, verifier]):
+            engine.generate(PROMPTS, **parts, **POLICIES[policy])
+        return
+    for choice in CHOICES:
+        for extra in EXTRAS:
+            settings = options(engine, policy, choice, extra)
+            results = engine.generate(PROMPTS, **parts, **settings)
+            wanted = list(plain(engine, policy, choice, extra))
+            if extra == "bare":
+                results.append(engine.generate(PROMPTS[1], **parts, **settings))
+                wanted.append(wanted[1])
+            for result, expected in zip(results, wanted, strict=True):
+                if verifier == "coupled" or choice == "greedy":
+                    check_equal(result, expected)
+                else:
+                    check_runs(result, policy)
+
+
+@pytest.mark.parametrize(("kind", "listed"), [("drafter", DRAFTERS), ("verifier", VERIFIERS)])
+def test_every_registered_method_is_in_the_matrix(kind: str, listed: tuple[str, ...]) -> None:
+    assert {parse(spec).name for spec in listed} == {method.name for method in registry.methods(kind)}
+
+
+def test_every_registered_policy_is_in_the_matrix() -> None:
+    listed = {argument for settings in POLICIES.values() for argument in settings} | {"temperature"}
+    assert listed == {method.argument for method in registry.methods("policy")}
+
+
+def test_the_matrix_is_not_empty(engine: Engine, draft: str) -> None:
+    """Stop strings are met, drafts accepted and refused, texts of different settings different."""
+    met = [plain(engine, policy, choice, "stop and logprobs")[0] for policy in POLICIES for choice in CHOICES]
+    assert all(result.stop_reason not in (None, "never") for result in met)
+    texts = {tuple(r.text for r in plain(engine, policy, "sampled", "bare")) for policy in POLICIES}
+    assert len(texts) > 6
+    for spec in DRAFTERS[1:]:
+        drafter = spec.replace("{draft}", draft)
+        stats = [r.stats for r in engine.generate(PROMPTS, drafter=drafter, max_new_tokens=60, ignore_eos=True)]
+        assert 0 < sum(s.accepted for s in stats) < sum(s.drafted for s in stats), spec
