@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,16 +64,18 @@ def _print(found: list[Method]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("kind", "name", "guarantee", "needs", "what it does", "source", box=None, header_style="bold")
-    for m in found:
-        promise = m.guarantee.value + (f" ({m.knob})" if m.knob else "")
-        table.add_row(
-            Text(m.kind, "dim"),
-            Text(m.name, "bold"),
-            Text(promise, COLOURS[m.guarantee.value]),
-            Text(", ".join(sorted(m.needs)), "dim"),
-            Text(m.summary),
-            Text(f"{m.paper} ({m.year})", "dim"),
-        )
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    for kind, group in groupby(found, key=lambda m: m.kind):
+        table.add_row(Text(f"{kind}s" if kind != "policy" else "policies", "bold underline"))
+        for m in group:
+            promise = m.guarantee.value + (f" ({m.knob})" if m.knob else "")
+            about = Text(m.summary).append(f" {m.paper}, {m.year}.", "dim")
+            if m.needs:
+                about.append(f" Needs: {', '.join(sorted(m.needs))}.", "dim")
+            table.add_row(Text(m.name, "bold"), Text(promise, COLOURS[m.guarantee.value]), about)
+        table.add_row()
     Console(highlight=False).print(table)
-    typer.echo("A method is chosen by its name or with options: --drafter 'draft(length=4)'.")
+    typer.echo("Choose a method by its name or with options: --drafter 'draft(length=4)'.")

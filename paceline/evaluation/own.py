@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -48,10 +49,8 @@ class Method(Contestant):
     def prepare(self, fresh: bool = True) -> None:
         """A new drafter knows nothing of earlier prompts: else a prompt measured twice would know its own answer."""
         if fresh:
-            # What it learns is copied from a new one; models and caches are shared, for loading disturbs what follows.
-            parts = vars(self._new).values()
-            shared = {id(part): part for part in parts if isinstance(part, CausalModel | TrieCache | nn.Module)}
-            self.part = copy.deepcopy(self._new, shared)
+            # What it learns is copied from a new one; models are shared, for loading them disturbs what follows.
+            self.part = copy.deepcopy(self._new, {id(heavy): heavy for heavy in _heavy(self._new)})
 
     def run(self, prompts: Prompts, job: Job) -> Run:
         requests = [self._request(list(prompt), job) for prompt in prompts]
@@ -107,6 +106,18 @@ def methods(
                 raise
             skipped[spec] = str(error)
     return found, skipped
+
+
+def _heavy(part: object) -> Iterator[object]:
+    """Models and caches inside a drafter, and inside drafters that it combines."""
+    if isinstance(part, CausalModel | TrieCache | nn.Module):
+        yield part
+    elif isinstance(part, list | tuple):
+        for item in part:
+            yield from _heavy(item)
+    elif isinstance(part, Drafter):
+        for item in vars(part).values():
+            yield from _heavy(item)
 
 
 def _names(spec: str) -> list[str]:

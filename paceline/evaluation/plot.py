@@ -21,7 +21,7 @@ PEER_COLOURS = ("#d4d4d4", "#b8b8b8", "#9c9c9c")
 INK, FAINT = "#222222", "#8a8a8a"
 BAR, GAP, WIDTH = 0.24, 0.32, 7.2
 #: A bound beyond this many times the longest bar is named at the edge instead of drawn.
-FAR = 1.5
+FAR = 2.0
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -127,7 +127,8 @@ def _colours(rows: list[Row]) -> dict[tuple[str, str], str]:
 
 
 def _label(row: Row) -> str:
-    return f"Paceline {row.method}" if row.side == own.SIDE else f"transformers {row.method}"
+    name = "plain" if row.method == own.PLAIN else row.method
+    return f"Paceline {name}" if row.side == own.SIDE else f"transformers {name}"
 
 
 def _heading(workload: str) -> str:

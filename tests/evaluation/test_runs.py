@@ -177,6 +177,18 @@ def test_a_fresh_drafter_has_learned_nothing(engine: Engine) -> None:
     assert (method.part.table == -1).all()  # type: ignore[attr-defined]
 
 
+def test_fresh_drafters_share_models(engine: Engine, folder: Path) -> None:
+    method = own.Method(engine, f"turns(first=recycling, second=draft(model='{folder}'))")
+    first = method.part
+    method.run([PROMPT], Job(8))
+    method.prepare()
+    (table, draft), (new_table, new_draft) = first._both, method.part._both  # type: ignore[attr-defined]
+    assert new_draft is not draft
+    assert new_draft._model is draft._model
+    assert (table.table != -1).any()
+    assert (new_table.table == -1).all()
+
+
 def test_all_drafters_or_the_reason(engine: Engine) -> None:
     found, skipped = own.methods(engine, ["all"], "rejection", {})
     assert found[0].name == "none"
