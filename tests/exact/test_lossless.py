@@ -22,7 +22,7 @@ SAMPLED = Pipeline((), greedy=False)
 ENGINE = engine_of()
 ENDING = engine_of(end_tokens=[2])
 #: What is tried under every policy, and what under the plain law alone.
-EVERYWHERE = ("fixed chain", "drawn", "draft", "fixed tree with twins")
+EVERYWHERE = ("fixed chain", "draft", "fixed tree with twins")
 
 
 @cache
