@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from typing import Any, overload
@@ -247,15 +248,26 @@ class Engine:
         return [self.result(s) for s in sequences]
 
     def _stream(self, request: Request) -> Iterator[Event]:
+        # Between two events of this stream other calls may step the decoder; the callback misses nothing.
+        events: deque[Event] = deque()
+        own = request.callback
+
+        def collect(event: Event) -> None:
+            events.append(event)
+            if own is not None:
+                own(event)
+
+        request.callback = collect
         sequences = self.submit(request)
         try:
-            while any(s.finish_reason is None for s in sequences):
-                for event in self.decoder.step():
-                    if event.request_id != request.id:
-                        continue
-                    if event.error is not None:
-                        raise event.error
-                    yield event
+            while events or any(s.finish_reason is None for s in sequences):
+                if not events:
+                    self.decoder.step()
+                    continue
+                event = events.popleft()
+                if event.error is not None:
+                    raise event.error
+                yield event
         finally:
             self.decoder.cancel(request.id)
 
