@@ -48,6 +48,37 @@ def test_a_stream_says_what_generate_says(options: dict[str, Any]) -> None:
     assert [event.finish_reason for event in events] == [None] * (len(events) - 1) + [whole.finish_reason]
 
 
+def test_streams_may_be_read_in_turns_and_with_other_calls_in_between() -> None:
+    """Each call steps everybody's sequences; nobody's events are lost."""
+    engine = engine_of(NOISY, rows=2)
+    options = {"max_new_tokens": 6, "ignore_eos": True}
+    wanted = [engine.generate([i], **options).tokens for i in (1, 2, 3)]
+    streams = [engine.stream([i], **options) for i in (1, 2, 3)]
+    read: list[list[int]] = [[], [], []]
+    for i in [0, 1, 2, 0, 0, 1]:
+        read[i] += next(streams[i]).tokens
+    assert engine.generate([2], **options).tokens == wanted[1]
+    for i in (2, 1, 0):
+        read[i] += [token for event in streams[i] for token in event.tokens]
+    assert read == wanted
+
+
+def test_a_stream_raises_what_ended_it_and_calls_back() -> None:
+    engine = engine_of(NOISY)
+    seen: list[Event] = []
+
+    def callback(event: Event) -> None:
+        seen.append(event)
+        if len(seen) == 2:
+            raise KeyError("enough")
+
+    stream = engine.stream([1], max_new_tokens=6, ignore_eos=True, callback=callback)
+    with pytest.raises(KeyError, match="enough"):
+        list(stream)
+    assert [event.finish_reason for event in seen] == [None, None, "error"]
+    assert not engine.decoder.busy
+
+
 def test_events_tell_accepted_from_rejected() -> None:
     engine = engine_of(SCRIPTED)
     events: list[Event] = []
