@@ -53,7 +53,9 @@ class SeededChance(Chance):
         self._noise: dict[int, torch.Tensor] = {}
 
     def _generator(self, position: int, key: Hashable) -> np.random.Generator:
-        digest = hashlib.blake2b(repr((self.seed, self.stream, position, key)).encode(), digest_size=16).digest()
+        # `int`: a NumPy integer is written differently, and would be another key.
+        named = repr((self.seed, self.stream, int(position), key)).encode()
+        digest = hashlib.blake2b(named, digest_size=16).digest()
         return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
 
     def noise(self, position: int, size: int) -> torch.Tensor:
