@@ -146,11 +146,19 @@ class TreeDecoder:
             budget = [self._budget(s) for s in group]
             try:
                 for s, tree, (nodes, depth) in zip(group, drafter.propose(group, budget), budget, strict=True):
-                    trees[s] = tree.limit(nodes, depth)
+                    trees[s] = self._checked(s, tree.limit(nodes, depth))
             except Exception as error:  # the drafter's sequences end, the others go on
                 for s in group:
                     self._fail(s, error)
         return trees
+
+    def _checked(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
+        """A wrong root would change the text without a word; an unknown token can take a GPU's whole process down."""
+        if tree.root != sequence.tokens[-1]:
+            raise ValueError(f"the draft's root is token {tree.root}, but the text ends in {sequence.tokens[-1]}")
+        if tree.tokens.min() < 0 or tree.tokens.max() >= self.model.vocab_size:
+            raise ValueError(f"the draft {tree.tokens[1:].tolist()} holds token ids outside the vocabulary")
+        return tree
 
     def _budget(self, sequence: Sequence) -> tuple[int, int]:
         """Most drafted nodes and most useful depth: the last token of a text comes as a bonus."""
