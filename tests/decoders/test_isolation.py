@@ -21,7 +21,6 @@ from paceline.sequence import Sequence as Record
 from paceline.testing import random_table
 from paceline.testing.drafters import Hostile, Oracle
 from paceline.testing.running import finish, submit
-from paceline.testing.tabular import Table
 from paceline.tree import TokenTree
 from paceline.verifiers import MatchVerifier, Verdict, Verifier
 from paceline.verifiers.rejection import Rejection
@@ -82,8 +81,11 @@ class FailingDrafter(SequenceDrafter):
 
     def draft(self, sequence: Record, nodes: int, depth: int) -> TokenTree:
         self.fail("propose", sequence)
-        if self.where == "unknown token" and sequence.generated >= 3:
-            return TokenTree.chain(sequence.tokens[-1], [VOCABULARY + 3])
+        wrong = {"unknown token": [VOCABULARY], "negative token": [1, -1]}.get(self.where)
+        if wrong and sequence.generated >= 3:
+            return TokenTree.chain(sequence.tokens[-1], wrong)
+        if self.where == "wrong root" and sequence.generated >= 3:
+            return TokenTree.chain(sequence.tokens[-1] ^ 1, [1, 2])
         return TokenTree.empty(sequence.tokens[-1])
 
     def observe(self, outcomes: Sequence[Outcome]) -> None:
@@ -124,23 +126,12 @@ FAULTS: dict[str, dict[str, Any]] = {
     },
     **{
         f"drafter, {where}": {"drafter": FailingDrafter(where)}
-        for where in ("begin", "propose", "observe", "commit", "end", "unknown token")
+        for where in ("begin", "propose", "observe", "commit", "end", "unknown token", "negative token", "wrong root")
     },
     "verifier, verify": {"verifier": FailingVerifier()},
     "verifier, choose": {"verifier": FailingMatch(), "pipeline": Pipeline((), greedy=False)},
     "callback": {"callback": failing_callback},
 }
-
-
-def careful(table: Table) -> Table:
-    """A table that fails, as an embedding would, on a token that does not exist."""
-
-    def checked(prefix: tuple[int, ...]) -> torch.Tensor:
-        if max(prefix) >= VOCABULARY:
-            raise IndexError(f"token {max(prefix)}")
-        return table(prefix)
-
-    return checked
 
 
 def settled(engine: Engine) -> None:
@@ -151,7 +142,7 @@ def settled(engine: Engine) -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_ends_its_own_request_alone(name: str) -> None:
-    engine = engine_of(careful(TABLE))
+    engine = engine_of(TABLE)
     oracle = Oracle(SCRIPTS, VOCABULARY)
     seen: list[Event] = []
     (before,) = submit(engine, PROMPTS[0], drafter=oracle, max_new_tokens=LENGTH, callback=seen.append)
@@ -162,7 +153,7 @@ def test_a_fault_ends_its_own_request_alone(name: str) -> None:
         assert (record.error, record.finish_reason) == (None, "length")
         assert record.tokens[record.prompt_length :] == SCRIPTS[tuple(record.request.prompt)]
     assert sum((event.tokens for event in seen), ()) == tuple(SCRIPTS[tuple(PROMPTS[0])])
-    assert isinstance(broken.error, Fault | IndexError | ValueError)
+    assert isinstance(broken.error, Fault | ValueError)
     assert (broken.finish_reason, broken.row) == ("error", None)
     last = [event for event in events if event.request_id == broken.request.id][-1]
     assert (last.finish_reason, last.error) == ("error", broken.error)
@@ -178,6 +169,33 @@ def test_the_messages_name_what_failed() -> None:
         engine.generate(PROMPTS[1], policies=[FailingPolicy("no token")])
     both = engine.generate([PROMPTS[0], PROMPTS[1]], policies=[FailingPolicy("no token")], max_new_tokens=3)
     assert [r.finish_reason for r in both] == ["length", "length"]
+
+
+@pytest.mark.parametrize("verifier", ["coupled", "rejection"])
+def test_a_pass_that_fails_is_repeated_one_by_one(verifier: str) -> None:
+    """With the same drafts: each drafter is asked once a step, and only the culprit's request ends."""
+    asked: list[int] = []
+
+    class Counting(Oracle):
+        def draft(self, sequence: Record, nodes: int, depth: int) -> TokenTree:
+            asked.append(sequence.request.id)
+            return super().draft(sequence, nodes, depth)
+
+    def table(prefix: tuple[int, ...]) -> torch.Tensor:
+        if prefix[:3] == tuple(PROMPTS[1]) and len(prefix) > 6:
+            raise Fault("kernel")
+        return TABLE(prefix)
+
+    engine = engine_of(table)
+    drafter = Counting(SCRIPTS, VOCABULARY, 2, wrong=verifier == "coupled")
+    judge = engine.request([1], verifier=verifier).verifier
+    records = [submit(engine, p, drafter=drafter, verifier=judge, max_new_tokens=LENGTH)[0] for p in PROMPTS]
+    finish(engine)
+    assert [type(r.error) for r in records] == [type(None), Fault, type(None)]
+    assert [r.tokens[r.prompt_length :] for r in records[::2]] == [SCRIPTS[tuple(p)] for p in PROMPTS[::2]]
+    assert [asked.count(r.request.id) for r in records] == [3, 2, 3]
+    assert [r.stats.forward_passes for r in records] == [3, 1, 3]
+    settled(engine)
 
 
 def test_a_dead_end_off_the_path_is_no_fault() -> None:

@@ -133,3 +133,11 @@ def test_seeded_chance_does_not_depend_on_the_order_of_calls() -> None:
     assert ahead == back == SeededChance(3).couple(rows, [0, 1, 2, 3]).tolist()
     drawn = [SeededChance(3).categorical(rows[0].exp(), i, "k") for i in range(4)]
     assert drawn == [forwards.categorical(rows[0].exp(), i, "k") for i in range(4)]
+
+
+def test_a_position_may_be_a_numpy_integer() -> None:
+    row = torch.zeros(1, 5)
+    for position in range(20):
+        fresh, other = SeededChance(2), SeededChance(2)
+        assert fresh.couple(row, [np.int64(position)]) == other.couple(row, [position])
+        assert fresh.categorical(row[0] + 1, np.int64(position), "k") == other.categorical(row[0] + 1, position, "k")
