@@ -124,7 +124,8 @@ class Stats:
         drafted, accepted: draft tokens scored, and those kept.
         drafted_at, accepted_at: the same by depth (entry 0 is depth 1): a depth counts once a step in which
             something was drafted there, and as accepted when a node there was kept.
-        prefill, draft, score, judge, keep, other: seconds; a batched step's time is shared evenly by its sequences.
+        prefill: seconds of reading the prompt; its last pass also gives the first token.
+        draft, score, judge, keep, other: seconds of each phase; a batched step's time is shared evenly.
         cache_bytes: bytes of keys and values allocated when the sequence ended.
         histogram: steps by number of accepted draft tokens (entry j: steps that accepted exactly j).
     """

@@ -288,6 +288,8 @@ class _Clock:
 
     def charge(self, stats: Stats) -> None:
         for phase, seconds in self.spent.items():
+            # The first pass reads the rest of the prompt; its time is the prompt's.
+            phase = "prefill" if phase == "score" and stats.forward_passes == 1 else phase
             setattr(stats, phase, getattr(stats, phase) + seconds / self.share)
 
 
