@@ -287,9 +287,9 @@ class _Clock:
         self.last = now
 
     def charge(self, stats: Stats) -> None:
-        for phase, seconds in self.spent.items():
+        for name, seconds in self.spent.items():
             # The first pass reads the rest of the prompt; its time is the prompt's.
-            phase = "prefill" if phase == "score" and stats.forward_passes == 1 else phase
+            phase = "prefill" if name == "score" and stats.forward_passes == 1 else name
             setattr(stats, phase, getattr(stats, phase) + seconds / self.share)
 
 
