@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,9 @@ from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
 from paceline.testing import TabularModel, random_table
 from paceline.testing.drafters import Fixed, Hostile, Tabular
+from paceline.verifiers import Verifier
+from paceline.verifiers.coupled import Coupled
+from paceline.verifiers.rejection import Rejection
 
 VOCABULARY, LENGTH, PROMPT = 3, 3, [0, 1, 0, 2, 0]
 TARGET = random_table(VOCABULARY, seed=1)
@@ -85,3 +88,16 @@ TREES: dict[str, Make] = {
     "ngram tree": lambda: NGram(candidates=3),
     "recycling": Recycling,
 }
+DRAFTERS: dict[str, Make] = {**CHAINS, **TREES}
+#: A new verifier joins the proofs by a line here, and its mutants by theirs in `test_mutants`.
+VERIFIERS: dict[str, Verifier] = {"coupled": Coupled(), "rejection": Rejection()}
+
+
+def pairs(drafters: Iterable[str]) -> list[tuple[str, str]]:
+    """Every verifier with every one of the drafters whose shapes it judges."""
+    return [
+        (verifier, drafter)
+        for verifier in VERIFIERS
+        for drafter in drafters
+        if drafter in CHAINS or "tree" in VERIFIERS[verifier].shapes
+    ]

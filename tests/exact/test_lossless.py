@@ -6,7 +6,20 @@ from functools import cache
 
 import pytest
 
-from exact.cases import CHAINS, DRAFT, LENGTH, POLICIES, PROMPT, TARGET, TREES, VOCABULARY, Make, engine_of
+from exact.cases import (
+    CHAINS,
+    DRAFT,
+    DRAFTERS,
+    LENGTH,
+    POLICIES,
+    PROMPT,
+    TARGET,
+    VERIFIERS,
+    VOCABULARY,
+    Make,
+    engine_of,
+    pairs,
+)
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.ngram import NGram
 from paceline.drafters.turns import Turns
@@ -36,25 +49,14 @@ def error(make: Make, verifier: Verifier, policy: str) -> float:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", EVERYWHERE)
-def test_coupled_keeps_the_law_of_every_policy(name: str, policy: str) -> None:
-    assert error({**CHAINS, **TREES}[name], Coupled(), policy) < 1e-9
+@pytest.mark.parametrize(("verifier", "name"), pairs(EVERYWHERE))
+def test_the_law_of_every_policy_is_kept(verifier: str, name: str, policy: str) -> None:
+    assert error(DRAFTERS[name], VERIFIERS[verifier], policy) < 1e-9
 
 
-@pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("name", [name for name in EVERYWHERE if name in CHAINS])
-def test_rejection_keeps_the_law_of_every_policy(name: str, policy: str) -> None:
-    assert error(CHAINS[name], Rejection(), policy) < 1e-9
-
-
-@pytest.mark.parametrize("name", [*CHAINS, *TREES])
-def test_coupled_keeps_the_law_under_every_drafter(name: str) -> None:
-    assert error({**CHAINS, **TREES}[name], Coupled(), "none") < 1e-9
-
-
-@pytest.mark.parametrize("name", CHAINS)
-def test_rejection_keeps_the_law_under_every_drafter(name: str) -> None:
-    assert error(CHAINS[name], Rejection(), "none") < 1e-9
+@pytest.mark.parametrize(("verifier", "name"), pairs(name for name in DRAFTERS if name not in EVERYWHERE))
+def test_the_law_is_kept_under_every_drafter(verifier: str, name: str) -> None:
+    assert error(DRAFTERS[name], VERIFIERS[verifier], "none") < 1e-9
 
 
 def test_coupled_keeps_the_law_of_independent_draws_too() -> None:
@@ -62,42 +64,42 @@ def test_coupled_keeps_the_law_of_independent_draws_too() -> None:
     assert distance(result.law, autoregressive(ENGINE.model, SAMPLED, PROMPT, 2)) < 1e-9
 
 
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
+@pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("name", ["fixed chain", "drawn", "draft"])
-def test_texts_that_end_early_have_the_right_law(name: str, verifier: Verifier) -> None:
-    result = decoded(ENDING, PROMPT, LENGTH, CHAINS[name], verifier, SAMPLED)
+def test_texts_that_end_early_have_the_right_law(name: str, verifier: str) -> None:
+    result = decoded(ENDING, PROMPT, LENGTH, CHAINS[name], VERIFIERS[verifier], SAMPLED)
     assert distance(result.law, wanted("none", ending=True)) < 1e-9
     assert any(len(text) < LENGTH for text in result.law)
 
 
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
+@pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("vocabulary", [4, 5])
-def test_larger_vocabularies(vocabulary: int, verifier: Verifier) -> None:
+def test_larger_vocabularies(vocabulary: int, verifier: str) -> None:
     engine = engine_of(random_table(vocabulary, seed=4), vocabulary)
     draft = random_table(vocabulary, seed=5, zeros=1)
-    result = decoded(engine, [0], 2, lambda: Tabular(draft, 1), verifier, SAMPLED)
+    result = decoded(engine, [0], 2, lambda: Tabular(draft, 1), VERIFIERS[verifier], SAMPLED)
     assert distance(result.law, autoregressive(engine.model, SAMPLED, [0], 2)) < 1e-9
 
 
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
-def test_a_target_with_zeros_is_never_left(verifier: Verifier) -> None:
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_a_target_with_zeros_is_never_left(verifier: str) -> None:
     engine = engine_of(random_table(VOCABULARY, seed=6, zeros=1))
-    result = decoded(engine, PROMPT, LENGTH, lambda: Tabular(DRAFT, 2), verifier, SAMPLED)
+    result = decoded(engine, PROMPT, LENGTH, lambda: Tabular(DRAFT, 2), VERIFIERS[verifier], SAMPLED)
     assert distance(result.law, autoregressive(engine.model, SAMPLED, PROMPT, LENGTH)) < 1e-9
 
 
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
-def test_a_draft_equal_to_the_target_is_always_accepted(verifier: Verifier) -> None:
-    result = decoded(ENGINE, PROMPT, LENGTH, lambda: Tabular(TARGET, 2), verifier, SAMPLED)
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_a_draft_equal_to_the_target_is_always_accepted(verifier: str) -> None:
+    result = decoded(ENGINE, PROMPT, LENGTH, lambda: Tabular(TARGET, 2), VERIFIERS[verifier], SAMPLED)
     assert result.accepted == pytest.approx(result.drafted, abs=1e-12)
     assert result.drafted == pytest.approx(2)
 
 
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
-def test_disjoint_supports_never_agree_and_keep_the_law(verifier: Verifier) -> None:
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_disjoint_supports_never_agree_and_keep_the_law(verifier: str) -> None:
     engine = engine_of(allowing(TARGET, [0, 1]))
     other = allowing(DRAFT, [2])
-    result = decoded(engine, PROMPT, LENGTH, lambda: Tabular(other, 2), verifier, SAMPLED)
+    result = decoded(engine, PROMPT, LENGTH, lambda: Tabular(other, 2), VERIFIERS[verifier], SAMPLED)
     assert result.accepted == 0
     assert result.drafted > 0
     assert distance(result.law, autoregressive(engine.model, SAMPLED, PROMPT, LENGTH)) < 1e-9
@@ -113,16 +115,16 @@ def test_acceptance_is_the_one_in_the_papers() -> None:
         assert result.accepted == pytest.approx(rate, abs=1e-12)
 
 
-def test_a_fixed_token_is_accepted_with_its_probability_by_both_verifiers() -> None:
+def test_a_fixed_token_is_accepted_with_its_probability_by_every_verifier() -> None:
     p = TabularModel(TARGET, VOCABULARY).law(PROMPT)
-    for verifier in (Coupled(), Rejection()):
+    for verifier in VERIFIERS.values():
         result = decoded(ENGINE, PROMPT, 2, lambda: Fixed((1,)), verifier, SAMPLED)
         assert result.accepted == pytest.approx(float(p[1]), abs=1e-12)
 
 
-@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
-def test_the_samples_of_one_prompt_are_independent(verifier: Verifier) -> None:
-    result = decoded(ENGINE, PROMPT, 2, lambda: Tabular(DRAFT, 1), verifier, SAMPLED, n=2)
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_the_samples_of_one_prompt_are_independent(verifier: str) -> None:
+    result = decoded(ENGINE, PROMPT, 2, lambda: Tabular(DRAFT, 1), VERIFIERS[verifier], SAMPLED, n=2)
     one = autoregressive(ENGINE.model, SAMPLED, PROMPT, 2)
     product = {(*a, -1, *b): weight * other for a, weight in one.items() for b, other in one.items()}
     assert distance(result.law, product) < 1e-9
