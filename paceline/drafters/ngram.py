@@ -7,9 +7,10 @@ in full.
 
 How far to copy is a question of odds. The chance `a(m)` that the next copied token is right grows with the
 number `m` of tokens that agree before it: about 0.25 after one, 0.6 after three, 0.9 after twenty. A draft
-that begins after `m` agreeing tokens and holds for `j` agrees in `m + j`, so that token `j` is reached and right
-with probability `a(m) a(m + 1) ... a(m + j)`; the draft ends where that falls below `confidence`. `a` starts
-at values measured on Python source and learns from what becomes of this sequence's drafts.
+that begins after `m` agreeing tokens and holds for `j` agrees in `m + j`, so that token `j` is reached and
+right with probability `a(m) a(m + 1) ... a(m + j)`. Tokens that ride along with the target's pass (`spare`) are
+drafted whatever their chance; beyond them the draft ends where it falls below `confidence`. `a` starts at
+values measured on Python source and learns from what becomes of this sequence's drafts.
 
 Cost: O(max_ngram + length) a step, whatever the length of the text; its n-grams are indexed once.
 
@@ -24,6 +25,7 @@ from dataclasses import dataclass, field
 
 from paceline.drafters.base import Outcome, SequenceDrafter
 from paceline.errors import BadRequest
+from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
@@ -125,15 +127,17 @@ class NGram(SequenceDrafter):
         min_ngram: shortest; 2 or more drafts nothing on the strength of a single token.
         length: most tokens of a draft.
         candidates: continuations drafted side by side; more than one makes a tree.
-        confidence: a draft ends where the chance that it holds falls below this; 0: at `length` tokens only.
+        confidence: beyond the tokens that cost the target next to nothing, a draft ends where the chance that
+            it holds falls below this; 0: at `length` tokens only.
     """
 
     max_ngram: int = 4
     min_ngram: int = 1
     length: int = 16
     candidates: int = 1
-    confidence: float = 0.1
+    confidence: float = 0.2
     shape: str = field(init=False, repr=False)
+    _spare: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:
         for name in ("max_ngram", "min_ngram", "length", "candidates"):
@@ -145,6 +149,9 @@ class NGram(SequenceDrafter):
             raise BadRequest(f"ngram(confidence={self.confidence}): a number from 0 to 1 is needed")
         self.shape = "chain" if self.candidates == 1 else "tree"
 
+    def attach(self, target: CausalModel) -> None:
+        self._spare = target.spare
+
     def begin(self, sequence: Sequence) -> None:
         sequence.drafts = Notes(Index(self.min_ngram, self.max_ngram))
         sequence.drafts.index.extend(sequence.tokens)
@@ -152,17 +159,18 @@ class NGram(SequenceDrafter):
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         notes: Notes = sequence.drafts
         notes.length = 0
-        limit = min(nodes, depth, self.length)
+        limit, free = min(nodes, depth, self.length), self._spare
         paths: list[list[int]] = []
         chance = 1.0  # that none of the candidates so far is right
         for agreed, place in self._ranked(notes.index) if limit else ():
-            path = self._copy(notes, agreed, place, limit, chance)
+            path = self._copy(notes, agreed, place, limit, chance, free)
             if any(earlier[: len(path)] == path for earlier in paths):
                 continue
             if not paths:
                 notes.agreed, notes.length = agreed, len(path)
             paths.append(path)
             chance *= 1 - notes.odds(agreed)
+            free = max(0, free - len(path))
             if len(paths) == self.candidates:
                 break
         return TokenTree.merge(sequence.tokens[-1], paths, nodes)
@@ -181,12 +189,13 @@ class NGram(SequenceDrafter):
         """(agreeing tokens, place), best first."""
         return sorted(((index.agreement(place), place) for place in index.places()), reverse=True)
 
-    def _copy(self, notes: Notes, agreed: int, place: int, limit: int, chance: float) -> list[int]:
+    def _copy(self, notes: Notes, agreed: int, place: int, limit: int, chance: float, free: int) -> list[int]:
+        """What followed a place: `free` tokens, and more while the chance that all are right is good."""
         text = notes.index.text
         path: list[int] = []
         for i in range(limit):
             chance *= notes.odds(agreed + i)
-            if chance < self.confidence:
+            if i >= free and chance < self.confidence:
                 break
             at = place + i
             path.append(text[at] if at < len(text) else path[at - len(text)])

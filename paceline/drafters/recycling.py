@@ -43,7 +43,7 @@ PUBLISHED = {
 }
 # fmt: on
 #: Measured chance that the successor of a rank is the one chosen; it orders the nodes.
-WORTH = (0.5, 0.15, 0.08, 0.05, 0.035, 0.025, 0.02, 0.015, 0.01, 0.01)
+WORTH = (0.5, 0.09, 0.045, 0.035, 0.025, 0.02, 0.015, 0.01, 0.01, 0.01)
 
 
 class Template:

@@ -14,7 +14,7 @@ from paceline import Engine
 from paceline.drafters.base import Outcome
 from paceline.drafters.ngram import ODDS, PLACES, REACH, Index, NGram
 from paceline.errors import BadRequest, Unsupported
-from paceline.testing import TabularModel
+from paceline.testing import TabularModel, random_table
 from paceline.tree import TokenTree
 from tests.drafters.support import PROMPTS, engine_of, generated, llama, results
 
@@ -77,7 +77,7 @@ def test_a_step_looks_at_a_bounded_number_of_places() -> None:
 
 
 def test_the_worked_example() -> None:
-    tree = draft(NGram(max_ngram=2, length=3), [5, 6, 7, 8, 5, 6])
+    tree = draft(NGram(max_ngram=2, length=3, confidence=0), [5, 6, 7, 8, 5, 6])
     assert tree.tokens.tolist() == [6, 7, 8, 5]
     assert tree.is_chain
 
@@ -110,8 +110,8 @@ def test_the_budget_is_kept(nodes: int, depth: int, expected: int) -> None:
 
 
 def test_weak_agreement_copies_less() -> None:
-    text = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]
-    lengths = [draft(NGram(), text + text[4 - agreed : 4]).drafted for agreed in (1, 2, 3, 4)]
+    text = list(range(1, 20))
+    lengths = [draft(NGram(confidence=0.1), text + text[4 - agreed : 4]).drafted for agreed in (1, 2, 3, 4)]
     assert lengths == sorted(lengths)
     assert lengths[0] < lengths[-1]
     assert draft(NGram(confidence=ODDS[0] + 0.01), [*text, 4]).drafted == 0
@@ -119,10 +119,24 @@ def test_weak_agreement_copies_less() -> None:
     assert draft(NGram(confidence=0, length=5), [*text, 4]).drafted == 5
 
 
+def test_what_rides_along_is_drafted_whatever_its_chance() -> None:
+    model = TabularModel(random_table(32), 32)
+    text = [*range(1, 20), 4]
+    for confidence, length in ((1.0, model.spare), (0.0, 16)):
+        drafter = NGram(confidence=confidence)
+        drafter.attach(model)
+        assert draft(drafter, text).drafted == length
+    drafter = NGram(confidence=1.0, candidates=2)
+    drafter.attach(model)
+    tree = draft(drafter, [1, 2, 3, 9, 1, 2, 4, 8, 1, 2], depth=3)
+    assert tree.drafted == model.spare
+    assert len(tree.children[0]) == 2
+
+
 def test_the_odds_follow_this_sequence() -> None:
     text = list(range(1, 20))
     for right in (True, False):
-        drafter = NGram()
+        drafter = NGram(confidence=0.1)
         sequence = begun(drafter, [*text, 4])
         before = sequence.drafts.odds(1)
         tree = drafter.draft(sequence, 9, 9)
