@@ -5,8 +5,8 @@ RUN    := $(VENV)/bin/python
 READY  := $(VENV)/.paceline-ready
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-# Test processes; each computes with one thread, more would only wait for each other.
-JOBS   ?= 2
+# Test processes, one a core; each computes with one thread, more would only wait for each other.
+JOBS   ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n : 8)))
 # What `make bench` measures; for example: make bench BENCH="--sizes pocket --limit 2"
 BENCH  ?= --sizes 100m --limit 4 --json bench.json --markdown bench.md --plot bench.png
 

@@ -45,7 +45,7 @@ def test_a_report_with_every_method_and_peer(run: Run, tiny: str, assistant: str
         if row["side"] == "paceline":
             assert sum(row["shares"].values()) == pytest.approx(1)
             assert row["tokens_per_pass"] >= 1
-    for key in ("paceline", "torch", "transformers", "cpu", "threads", "argv"):
+    for key in ("paceline", "torch", "transformers", "cpu", "threads", "date"):
         assert report["provenance"][key]
     assert report["modes"]
     assert "## pocket: edit" in files["md"].read_text()
