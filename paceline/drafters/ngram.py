@@ -8,9 +8,9 @@ in full.
 How far to copy is a question of odds. The chance `a(m)` that the next copied token is right grows with the
 number `m` of tokens that agree before it: about 0.25 after one, 0.6 after three, 0.9 after twenty. A draft
 that begins after `m` agreeing tokens and holds for `j` agrees in `m + j`, so that token `j` is reached and
-right with probability `a(m) a(m + 1) ... a(m + j)`. Tokens that ride along with the target's pass (`spare`) are
-drafted whatever their chance; beyond them the draft ends where it falls below `confidence`. `a` starts at
-values measured on Python source and learns from what becomes of this sequence's drafts.
+right with probability `a(m) a(m + 1) ... a(m + j)`. The first `free` tokens, which ride along with the target's
+pass, are drafted whatever their chance; beyond them the draft ends where it falls below `confidence`. `a`
+starts at values measured on Python source and learns from what becomes of this sequence's drafts.
 
 Cost: O(max_ngram + length) a step, whatever the length of the text; its n-grams are indexed once.
 
@@ -127,8 +127,9 @@ class NGram(SequenceDrafter):
         min_ngram: shortest; 2 or more drafts nothing on the strength of a single token.
         length: most tokens of a draft.
         candidates: continuations drafted side by side; more than one makes a tree.
-        confidence: beyond the tokens that cost the target next to nothing, a draft ends where the chance that
-            it holds falls below this; 0: at `length` tokens only.
+        confidence: beyond `free` tokens a draft ends where the chance that it holds falls below this; 0: at
+            `length` tokens only.
+        free: tokens drafted whatever their chance; by default as many as cost the target next to nothing.
     """
 
     max_ngram: int = 4
@@ -136,6 +137,7 @@ class NGram(SequenceDrafter):
     length: int = 16
     candidates: int = 1
     confidence: float = 0.2
+    free: int | None = None
     shape: str = field(init=False, repr=False)
     _spare: int = field(init=False, repr=False, default=0)
 
@@ -145,6 +147,8 @@ class NGram(SequenceDrafter):
                 raise BadRequest(f"ngram({name}={value}): an integer of at least 1 is needed")
         if self.min_ngram > self.max_ngram:
             raise BadRequest(f"ngram(min_ngram={self.min_ngram}): at most max_ngram={self.max_ngram} is allowed")
+        if self.free is not None and self.free < 0:
+            raise BadRequest(f"ngram(free={self.free}): an integer of at least 0 is needed")
         if not 0 <= self.confidence <= 1:
             raise BadRequest(f"ngram(confidence={self.confidence}): a number from 0 to 1 is needed")
         self.shape = "chain" if self.candidates == 1 else "tree"
@@ -159,7 +163,7 @@ class NGram(SequenceDrafter):
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         notes: Notes = sequence.drafts
         notes.length = 0
-        limit, free = min(nodes, depth, self.length), self._spare
+        limit, free = min(nodes, depth, self.length), self._spare if self.free is None else self.free
         paths: list[list[int]] = []
         chance = 1.0  # that none of the candidates so far is right
         for agreed, place in self._ranked(notes.index) if limit else ():

@@ -126,6 +126,7 @@ def test_what_rides_along_is_drafted_whatever_its_chance() -> None:
         drafter = NGram(confidence=confidence)
         drafter.attach(model)
         assert draft(drafter, text).drafted == length
+    assert draft(NGram(confidence=1.0, free=3), text).drafted == 3
     drafter = NGram(confidence=1.0, candidates=2)
     drafter.attach(model)
     tree = draft(drafter, [1, 2, 3, 9, 1, 2, 4, 8, 1, 2], depth=3)
@@ -183,6 +184,7 @@ def test_more_candidates_make_it_a_tree() -> None:
         ({"length": 0}, "length=0"),
         ({"candidates": 0}, "candidates=0"),
         ({"min_ngram": 5}, "max_ngram=4"),
+        ({"free": -1}, "free=-1"),
         ({"confidence": 1.5}, "from 0 to 1"),
     ],
 )
