@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -101,7 +101,6 @@ class Oracle(SequenceDrafter):
     depth: int = 3
     wrong: bool = True
     shape: str = "tree"
-    trees: int = field(default=0, init=False)
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         prompt = tuple(sequence.tokens[: sequence.prompt_length])
@@ -118,5 +117,4 @@ class Oracle(SequenceDrafter):
             tokens += [false[0], token, false[1], token]
             parents += [at, at, at, first]
             at = first + 1
-        self.trees += 1
         return TokenTree(np.array(tokens), np.array(parents))
