@@ -143,8 +143,9 @@ def _print(report: Report, console: Console) -> None:
 
     for section in r.sections(report):
         info = report.sizes[section.size]
-        bound = f"at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, bound {section.bound:.0f}"
-        title = Text(f"{info.label} · {section.workload}", "bold").append(f"  {bound}", "dim")
+        speed = f"at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, bound {section.bound:.0f}"
+        title = Text(f"{info.label} · {section.workload}", "bold")
+        title.append(f"  {speed}, {section.loops:.0%} loops", "dim")
         table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
         for i, name in enumerate(r.SHORT):
             table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)

@@ -62,9 +62,12 @@ def _panel(axis: Axes, rows: list[Row], report: Report) -> None:
     colours = _colours(rows)
     y, ticks = 0.0, []
     for workload in dict.fromkeys(row.workload for row in drawn):
+        group = [row for row in drawn if row.workload == workload]
         axis.text(0, y + GAP / 2, _heading(workload), fontsize=9.5, fontweight="bold", color=INK, va="center")
+        loops = f"{group[0].repetition:.0%} of the text repeats itself"
+        axis.text(longest * 1.28, y + GAP / 2, loops, fontsize=7.5, color=FAINT, va="center", ha="right")
         y += GAP
-        for row in (r for r in drawn if r.workload == workload):
+        for row in group:
             _bar(axis, row, mode, y, colours[row.side, row.method], longest)
             ticks.append((y, _label(row)))
             y += BAR

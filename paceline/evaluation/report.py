@@ -139,6 +139,7 @@ HEADER = (
 )
 SHORT = ("method", "tokens/s", "decode", "x own", "x hf", "x best", "pass", "other", "same")
 NOTES = (
+    "loops: share of the text that repeats itself (8-grams seen before in it), where drafts are easily right.",
     "tokens/s: median of end-to-end speed, quartiles in brackets; decode: without the time to the first token.",
     "x: median of the ratios of runs of the same prompt at the same memory bandwidth, against Paceline's plain "
     "decoding, transformers' plain decoding, and the best of transformers' modes.",
@@ -149,13 +150,21 @@ NOTES = (
 
 @dataclass
 class Section:
-    """The rows of one size and workload, as text."""
+    """The rows of one size and workload, as text.
+
+    Attributes:
+        mode: whose speeds are given, with its `bound` on decoding without drafts.
+        best_peer: the best of transformers' modes.
+        loops: share of the output that repeats itself.
+        lines: cells as in `HEADER`.
+    """
 
     size: str
     workload: str
     mode: str
     bound: float
     best_peer: str | None
+    loops: float
     lines: list[tuple[str, ...]]
 
 
@@ -168,7 +177,8 @@ def sections(report: Report) -> Iterator[Section]:
             mode = usual_mode(group)
             if mode is not None:
                 lines = [_line(row, mode) for row in group]
-                yield Section(size, workload, mode, group[0].bound[mode], group[0].best_peer, lines)
+                first = group[0]
+                yield Section(size, workload, mode, first.bound[mode], first.best_peer, first.repetition, lines)
 
 
 def _line(row: Row, mode: str) -> tuple[str, ...]:
@@ -265,5 +275,6 @@ def _caption(report: Report, section: Section) -> str:
     return (
         f"{info.parameters / 1e6:.0f} million parameters, {info.weight_bytes / 1e6:.0f} MB in {info.dtype}{label}. "
         f"Speeds at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, where one pass a token would give at most "
-        f"{section.bound:.0f} tokens/s. Transformers' best: {section.best_peer or '-'}."
+        f"{section.bound:.0f} tokens/s. Transformers' best: {section.best_peer or '-'}. "
+        f"{section.loops:.0%} of the text repeats itself."
     )
