@@ -103,8 +103,8 @@ def attend(
 
     Args:
         query: `[B, H, T, D]` float32.
-        key: `[B, Hk, S, D]`, H a multiple of Hk.
-        value: `[B, Hk, S, Dv]`.
+        key: `[B, Hk, S, D]` float32, H a multiple of Hk.
+        value: `[B, Hk, S, Dv]` float32.
         prepared: of the layer's mask.
         scale: factor on the scores.
         softcap: bound scores by `softcap * tanh(score / softcap)`.
@@ -117,8 +117,6 @@ def attend(
     groups = heads // key.shape[1]
     if out is None:
         out = torch.empty(batch, queries, heads, value.shape[-1])
-    # Stored in bfloat16, a cache is half as long to read, which more than pays for widening it here.
-    key, value = key.float(), value.float()
     step = max(16, _BLOCK // (batch * heads * key.shape[2]))
     if queries <= step:
         _block(query, key, value, prepared, scale, softcap, out, groups)
@@ -209,7 +207,7 @@ def attention_forward(
         attention_mask = torch.where(attention_mask, 0.0, -torch.inf)
     prepared = prepare(attention_mask.float().expand(len(query), 1, query.shape[2], key.shape[2]))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    mixed = attend(query.float(), key, value, prepared, scale, softcap)
+    mixed = attend(query.float(), key.float(), value.float(), prepared, scale, softcap)
     return mixed.to(query.dtype), None
 
 

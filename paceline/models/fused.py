@@ -147,6 +147,8 @@ class FusedDecoder:
         ValueError: the module is not `fusable`, or its own logits come out otherwise; it is left as it was.
     """
 
+    kv_dtype = torch.float32
+
     def __init__(self, module: Any) -> None:
         reason = fusable(module)
         if reason is not None:
@@ -154,7 +156,6 @@ class FusedDecoder:
         body, config = module.model, module.config
         tokens, expected = _sample(module)
         self.dtype: torch.dtype = module.lm_head.weight.dtype
-        self.kv_dtype = self.dtype
         self._table: Tensor = body.embed_tokens.weight.detach()
         self._rotary = body.rotary_emb
         self._rope = _rope_table(self._rotary, 512)
@@ -194,7 +195,7 @@ class FusedDecoder:
             tokens: `[B, T]` int64.
             positions: `[B, T]` int64.
             mask: additive float32 `[B, 1, T, S]`, or one for each of the config's layer types.
-            cache: its `update(k, v, layer)` stores float32 `[B, Hk, T, D]` and returns `[B, Hk, S, D]`.
+            cache: its `update(k, v, layer)` stores `[B, Hk, T, D]` and returns float32 `[B, Hk, S, D]`.
             rows: flat indices into B x T for which results are wanted; None: all.
             hidden: layers whose hidden states are wanted too (0: embeddings, L: after the last norm).
 
