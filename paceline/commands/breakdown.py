@@ -41,9 +41,8 @@ def _depths(stats: Stats) -> Text:
 def _times(stats: Stats) -> Text:
     line = Text()
     for phase in PHASES:
-        seconds = getattr(stats, phase)
-        share = seconds / stats.seconds if stats.seconds else 0.0
-        line.append(f"{phase} ", "dim").append(f"{seconds:.3f} s {share:.0%}  ")
+        share = getattr(stats, phase) / stats.seconds if stats.seconds else 0.0
+        line.append(f"{phase} ", "dim").append(f"{share:.0%}  ")
     return line
 
 
