@@ -74,7 +74,10 @@ class Turns(Drafter):
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         limits = dict(zip(sequences, budget, strict=True))
         chosen = self._ask(0, list(sequences), limits)
-        short = [s for s in sequences if chosen[s].drafted < min(self.least, *limits[s])]
+        # Tokens that were drawn must be judged: how many there are depends on which they are, so to pass them over
+        # because they are few would favour texts whose drafts are long.
+        free = [s for s in sequences if chosen[s].draws is None]
+        short = [s for s in free if chosen[s].drafted < min(self.least, *limits[s])]
         # Where the second has nothing either, a short draft is better than none.
         chosen |= {s: tree for s, tree in self._ask(1, short, limits).items() if tree.drafted}
         return [chosen[s] for s in sequences]

@@ -19,6 +19,7 @@ may differ in the last bit.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -40,7 +41,7 @@ _BLOCK = 1 << 23
 
 
 class Piece(NamedTuple):
-    """Slots `start:stop` of one summand; `member` `[B, 1, 1, T, stop - start]` (0/1) picks among them, None takes all."""
+    """Slots `start:stop` of one summand; `member` `[B, 1, 1, T, stop - start]` (0/1) picks among them, None: all."""
 
     start: int
     stop: int
@@ -67,7 +68,7 @@ def prepare(mask: Tensor) -> Prepared:
         visible = F.pad(visible, (0, -length % PIECE))
     counts = visible.view(batch * queries, -1, PIECE).sum(-1).tolist()
     pieces = tuple(Piece(at, min(at + PIECE, length), None) for at in range(0, length, PIECE))
-    if any(a < PIECE and b for row in counts for a, b in zip(row, row[1:], strict=False)):
+    if any(a < PIECE and b for row in counts for a, b in pairwise(row)):
         pieces = _by_position(visible[..., :length], pieces)
     return Prepared(mask[:, :, None], pieces, any(not any(row) for row in counts))
 

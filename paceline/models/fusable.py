@@ -59,7 +59,7 @@ def _unusual_layer(layer: Any) -> str | None:
     names = {name for name, _ in layer.self_attn.named_children()}
     if names not in (_ATTENTION, _ATTENTION | _HEAD_NORMS):
         return f"attention has {sorted(names)} instead of {sorted(_ATTENTION)}"
-    if not _MLP <= {name for name, _ in layer.mlp.named_children()}:
+    if not _MLP.issubset(name for name, _ in layer.mlp.named_children()):
         return f"the MLP lacks one of {sorted(_MLP)}"
     matrices = [getattr(layer.self_attn, name) for name in sorted(_ATTENTION)]
     matrices += [getattr(layer.mlp, name) for name in sorted(_MLP)]
