@@ -258,7 +258,7 @@ class FusedDecoder:
         error, spread = float((got - expected).abs().max()), float(expected.std())
         if not error <= _TOLERANCE[self.dtype] * spread:
             raise ValueError(
-                f"module: the fused forward pass differs from the module's by {error:.3g} (their spread: {spread:.3g}); "
+                f"module: the fused forward pass differs from the module's by {error:.3g} (spread {spread:.3g}); "
                 f"{type(self).__name__} does not know everything this module does"
             )
 
