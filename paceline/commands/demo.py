@@ -99,6 +99,8 @@ def _verdict(console: Console, samples: list[Sample], streamed: list[int]) -> No
             f"{passes:.2f}",
         )
     console.print(table)
+    if found.busy:
+        console.print(Text("Other programs were computing meanwhile: do not trust these speeds.", "yellow"))
     texts = [streamed, *(s.tokens[0] for s in samples)]
     where = [at for text in texts if (at := first_difference(text, reference)) is not None]
     if where:

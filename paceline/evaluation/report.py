@@ -251,7 +251,13 @@ def mode_note(report: Report) -> str:
     named = ", ".join(f"{name} {value / 1e9:.0f} GB/s" for name, value in report.modes.bandwidths.items())
     found = report.modes
     odd = sum(found.of(s) is None for s in report.samples)
-    return f"memory bandwidth: {named}; {odd} of {len(report.samples)} runs left out because it changed during them"
+    if found.busy:
+        disturbed = sum(not s.stable for s in report.samples)
+        return (
+            f"THE MACHINE WAS BUSY: {disturbed} of {len(report.samples)} runs were disturbed and count all the same; "
+            f"do not trust these speeds; memory bandwidth: {named}"
+        )
+    return f"memory bandwidth: {named}; {odd} of {len(report.samples)} runs left out as disturbed"
 
 
 def markdown(report: Report) -> str:

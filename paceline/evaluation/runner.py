@@ -11,9 +11,9 @@ import torch
 
 from paceline.evaluation.memory import Peak
 from paceline.evaluation.samples import Contestant, Job, Run, Sample
-from paceline.evaluation.timing import Bandwidth, same_mode
+from paceline.evaluation.timing import QUIET, Bandwidth, Neighbours, same_mode
 
-#: A run during which the bandwidth changed is repeated, at most this often in all.
+#: A run during which the bandwidth changed or others computed is repeated, at most this often in all.
 ATTEMPTS = 3
 
 
@@ -93,7 +93,7 @@ class Arena:
         return [samples[id(c)] for c in self.contestants]
 
     def _measure(self, contestant: Contestant, batch: Batch, repeat: int) -> Sample:
-        """One sample; repeated while the bandwidth changes during the run (a drafter that learns runs once)."""
+        """One sample; repeated while the run is disturbed (but a drafter that keeps what it learns runs once)."""
         self.progress(f"{self.size} {batch.workload} {batch.name}: {contestant.side} {contestant.name}")
         attempt, stable = 0, False
         while not stable and attempt < (ATTEMPTS if self.fresh else 1):
@@ -102,11 +102,12 @@ class Arena:
             peak = Peak(self.device)
             before = self.bandwidth.measure()
             peak.start()
+            neighbours = Neighbours()
             run = contestant.run(batch.prompts, self.job)
-            growth = peak.growth()
+            others, growth = neighbours.cores(), peak.growth()
             after = self.bandwidth.measure()
-            stable = same_mode(before, after)
-        return self._sample(contestant, batch, repeat, run, (before + after) / 2, stable, attempt, growth)
+            stable = same_mode(before, after) and others <= QUIET
+        return self._sample(contestant, batch, repeat, run, (before + after) / 2, others, stable, attempt, growth)
 
     def _sample(
         self,
@@ -115,6 +116,7 @@ class Arena:
         repeat: int,
         run: Run,
         bandwidth: float,
+        others: float,
         stable: bool,
         attempts: int,
         growth: int | None,
@@ -131,6 +133,7 @@ class Arena:
             decoded=run.decoded,
             tokens=run.tokens,
             bandwidth=bandwidth,
+            others=others,
             stable=stable,
             attempts=attempts,
             growth=growth,

@@ -63,7 +63,8 @@ class Sample:
         size, workload, prompt, repeat: which run; `prompt` names the batch's prompts.
         side, method: who ran.
         bandwidth: bytes a second around the run: the mean of the probes before and after.
-        stable: whether those two belong to one mode; unstable samples are not compared.
+        others: cores that other programs used during the run.
+        stable: whether the two probes belong to one mode and the machine was quiet; others are not compared.
         growth: bytes the process grew by at most during the run.
     """
 
@@ -79,6 +80,7 @@ class Sample:
     tokens: list[list[int]]
     bandwidth: float
     stable: bool
+    others: float = 0.0
     attempts: int = 1
     growth: int | None = None
     stats: dict[str, Any] | None = field(default=None, repr=False)

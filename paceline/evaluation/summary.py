@@ -22,19 +22,24 @@ ALL = "all"
 
 
 class Modes:
-    """Names for the bandwidths of a benchmark: S and F where there were two, numbers where there were more."""
+    """Names for the bandwidths of a benchmark: S and F where there were two, numbers where there were more.
 
-    def __init__(self, samples: Iterable[Sample]) -> None:
-        groups = modes([s.bandwidth for s in samples if s.stable])
+    Attributes:
+        busy: whether most runs were disturbed; then they count all the same, for there is nothing better.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.busy = sum(s.stable for s in samples) < len(samples) / 2
+        groups = modes([s.bandwidth for s in samples if s.stable or self.busy])
         self.names = {1: ["one"], 2: ["S", "F"]}.get(len(groups), [str(i + 1) for i in range(len(groups))])
         self.bandwidths = dict(zip(self.names, (statistics.median(g) for g in groups), strict=True))
         self._groups = groups
 
     def of(self, sample: Sample) -> str | None:
-        """The sample's mode; `None` when it changed during the run, or is one hardly any other run was in."""
+        """The sample's mode; `None` when the run was disturbed, or in a mode that hardly any other was in."""
         known = zip(self.names, self._groups, strict=True)
         found = (name for name, group in known if group[0] <= sample.bandwidth <= group[-1])
-        return next(found, None) if sample.stable else None
+        return next(found, None) if sample.stable or self.busy else None
 
 
 @dataclass
@@ -84,7 +89,7 @@ class Row:
         repetition: share of the output that loops; acceptance on looping text says little.
         growth: bytes of memory a run needed at most.
         identical: against whom, and what was found (see `paceline.evaluation.bench`).
-        unstable: samples left out because the mode changed while they ran, or is a rare one.
+        unstable: samples left out because they were disturbed, or in a rare mode.
     """
 
     size: str

@@ -2,7 +2,8 @@
 
 Decoding one token reads all weights, so its speed is the memory's speed. On a virtual machine that speed may
 jump between levels by itself, by a factor of two and within seconds. A run is therefore tagged with the
-bandwidth around it; runs are compared only at equal bandwidth (a *mode*).
+bandwidth around it; runs are compared only at equal bandwidth (a *mode*). And a run is worth nothing while other
+programs compute: threads that wait for each other then lose far more than the share that was taken.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psutil
 import torch
 
+#: Cores that other programs may use during a run.
+QUIET = 0.15
 #: Bandwidths closer than this factor are one mode; modes seen so far differ by 1.5 and more.
 SAME = 1.25
 #: A mode that fewer than this share of the runs were in is a disturbance.
@@ -40,6 +44,25 @@ class Bandwidth:
         """Bytes a second, the best of a few rounds (some 20 ms in all on a CPU)."""
         best = min(seconds(self._data.amax, self.device) for _ in range(rounds))
         return self._data.nbytes / best
+
+
+class Neighbours:
+    """How much other programs compute, from the system's clocks (whose ticks are 10 ms)."""
+
+    def __init__(self) -> None:
+        self._began, self._others = time.perf_counter(), _others_seconds()
+
+    def cores(self) -> float:
+        """Cores that others used on average since the start, ticks' uncertainty taken off."""
+        spent = time.perf_counter() - self._began
+        return max(0.0, _others_seconds() - self._others - 0.04) / spent if spent > 0 else 0.0
+
+
+def _others_seconds() -> float:
+    own, all_of_us = psutil.Process().cpu_times(), psutil.cpu_times()
+    busy = sum(all_of_us) - all_of_us.idle - getattr(all_of_us, "iowait", 0.0)
+    busy -= getattr(all_of_us, "guest", 0.0) + getattr(all_of_us, "guest_nice", 0.0)  # counted as user time already
+    return float(busy - own.user - own.system)
 
 
 def huge_pages(nbytes: int) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +47,7 @@ def arena(monkeypatch: pytest.MonkeyPatch, log: list[str], speeds: Iterator[floa
             return next(speeds)
 
     monkeypatch.setattr(runner, "Bandwidth", Probe)
+    monkeypatch.setattr(runner, "QUIET", 1000)
     return Arena("tiny", [Fake(name, log) for name in "abc"], Job(4), fresh=fresh)
 
 
@@ -88,6 +91,25 @@ def test_a_run_is_repeated_when_the_bandwidth_changes(monkeypatch: pytest.Monkey
     field.play(BATCHES[:1], 1)
     assert [s.attempts for s in field.samples] == [2, 1, 1]
     assert all(s.stable for s in field.samples)
+
+
+def test_a_run_beside_other_programs_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9))
+    loads = iter([2.0, *[0.0] * 100])
+    monkeypatch.setattr(runner, "QUIET", 0.15)
+    monkeypatch.setattr(runner.Neighbours, "cores", lambda self: next(loads))
+    field.play(BATCHES[:1], 1)
+    assert [(s.attempts, s.others, s.stable) for s in field.samples] == [(2, 0.0, True), (1, 0.0, True), (1, 0.0, True)]
+
+
+def test_other_programs_are_seen() -> None:
+    """This process alone is not among the others."""
+    watch = timing.Neighbours()
+    code = "import time; end = time.time() + 0.6\nwhile time.time() < end: pass"
+    busy = subprocess.Popen([sys.executable, "-c", code])
+    busy.wait()
+    assert watch.cores() > 0.3
 
 
 def test_runs_in_another_mode_are_repeated_once(monkeypatch: pytest.MonkeyPatch) -> None:

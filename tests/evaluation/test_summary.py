@@ -10,7 +10,7 @@ from paceline.errors import BadRequest
 from paceline.evaluation.equality import first_difference, repetition
 from paceline.evaluation.measures import acceptance, quartiles, stats_json
 from paceline.evaluation.plot import draw
-from paceline.evaluation.report import Report, SizeInfo, differences, markdown, sections
+from paceline.evaluation.report import Report, SizeInfo, differences, markdown, mode_note, sections
 from paceline.evaluation.samples import Sample
 from paceline.evaluation.summary import ALL, OWN_PLAIN, PEER_BEST, PEER_PLAIN, Modes, compare, summarise
 from paceline.evaluation.timing import modes, same_mode
@@ -53,6 +53,14 @@ def test_modes_have_names() -> None:
     assert found.of(sample("paceline none", 1, stable=False)) is None
     assert Modes([sample("paceline none", 1)]).names == ["one"]
     assert Modes([]).names == []
+
+
+def test_on_a_busy_machine_disturbed_runs_count_and_it_is_said(report: Report) -> None:
+    assert "0 of 48 runs left out" in mode_note(report)
+    for found in report.samples[:30]:
+        found.stable = False
+    assert "THE MACHINE WAS BUSY: 30 of 48" in mode_note(report)
+    assert report.rows()[0].rate["one"].n == 3
 
 
 def test_only_equal_prompts_in_equal_modes_are_compared() -> None:
