@@ -99,8 +99,13 @@ class Run:
             token = self.sequence.chance.couple(scores, [self.sequence.generated + len(self.tokens)])
         return torch.cat([token.double(), scores.log_softmax(-1)[0, token].double()])
 
-    def take(self, answer: torch.Tensor, confidence: float) -> None:
-        """Append the token that the answer to `ask`, now on the host, stands for."""
+    def take(self, answer: torch.Tensor, least: float) -> None:
+        """Append the token that the answer to `ask`, now on the host, stands for.
+
+        Args:
+            answer: what `ask` returned.
+            least: the draft ends where the chance that it holds falls below this.
+        """
         sequence = self.sequence
         if self.draws:
             # The key names the step: where a position is drafted again, the draw is another one.
@@ -118,7 +123,7 @@ class Run:
             over = token in sequence.end_tokens or sequence.pipeline.is_final(self.state)
         except Exception:
             over = True
-        if over or not math.exp(self.log_chance) >= confidence:
+        if over or not math.exp(self.log_chance) >= least:
             self.limit = 0
 
     def tree(self) -> TokenTree:
@@ -143,14 +148,15 @@ class DraftModel(Drafter):
         model: a name, folder or Hub id as for `Engine.load`, or a loaded model. It must have the target's
             vocabulary (see `check_vocabulary`). Texts beyond its own context are not drafted for.
         length: most tokens of a draft; by default as many as ride along with the target's pass (`spare`).
-        confidence: a draft ends where the chance that it holds falls below this; 0: at `length` tokens only.
+        confidence: a draft ends where the chance that it holds falls below this; 0: at `length` tokens only. By
+            default the higher, the larger the draft model is beside the target: a token must be worth its pass.
         dtype: of a model given by name; the target's by default.
         fast: replace its forward pass by faster ones where that is possible.
     """
 
     model: Any = "pocket-code-draft"
     length: int | None = None
-    confidence: float = 0.1
+    confidence: float | None = None
     dtype: str | None = None
     fast: bool = True
     samples = True
@@ -158,11 +164,12 @@ class DraftModel(Drafter):
     _cache: TrieCache = field(init=False, repr=False)
     _target_vocabulary: int = field(init=False, repr=False, default=0)
     _spare: int = field(init=False, repr=False, default=1)
+    _least: float = field(init=False, repr=False, default=0.0)
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 1:
             raise BadRequest(f"draft(length={self.length}): an integer of at least 1 is needed")
-        if not 0 <= self.confidence <= 1:
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
             raise BadRequest(f"draft(confidence={self.confidence}): a number from 0 to 1 is needed")
 
     def attach(self, target: CausalModel) -> None:
@@ -173,6 +180,7 @@ class DraftModel(Drafter):
             raise BadRequest(f"draft: its model is on {self._model.device}, the target on {target.device}")
         check_vocabulary(self._model, target)
         self._target_vocabulary, self._spare = target.vocab_size, target.spare
+        self._least = _worthwhile(self._model, target) if self.confidence is None else self.confidence
 
     def begin(self, sequence: Sequence) -> None:
         sequence.drafts = row = self._cache.allocate()
@@ -189,7 +197,7 @@ class DraftModel(Drafter):
             host, at = torch.cat(asked).cpu(), 0
             for run, answer in zip(active, asked, strict=True):
                 if size := answer.shape[0]:
-                    run.take(host[at : at + size], self.confidence)
+                    run.take(host[at : at + size], self._least)
                     at += size
         return [run.tree() for run in runs]
 
@@ -239,3 +247,8 @@ class DraftModel(Drafter):
         """The tokens as the draft model can read them: an id beyond its table becomes its last."""
         last = self._model.vocab_size - 1
         return tokens if last + 1 >= self._target_vocabulary else [min(token, last) for token in tokens]
+
+
+def _worthwhile(draft: CausalModel, target: CausalModel) -> float:
+    """The chance from which a drafted token is worth its pass, when a target's pass brings about two tokens."""
+    return min(0.2, 2 * draft.nbytes / target.nbytes) if target.nbytes else 0.2

@@ -134,6 +134,15 @@ def test_a_draft_ends_with_the_first_token_that_makes_it_doubtful(confidence: fl
         assert chances[-1] < confidence or tree.drafted == 8
 
 
+def test_a_large_draft_model_must_be_surer_of_itself() -> None:
+    module, chances = llama(), []
+    for target in (llama(seed=1, layers=40), llama(seed=1)):
+        drafter = DraftModel(module)
+        drafter.attach(load_model(target, fast=False))
+        chances.append(drafter._least)
+    assert 0 < chances[0] < chances[1] <= 0.2
+
+
 def test_a_draft_ends_with_an_end_token() -> None:
     engine, drafter = tables(length=8, confidence=0)
     _, free = proposed(engine, drafter, [1, 2])
