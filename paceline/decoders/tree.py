@@ -203,7 +203,7 @@ class TreeDecoder:
         sequence.state = sequence.pipeline.settle(verdict.states[len(run) - 1])
         accepted = min(len(verdict.path) - 1, len(run))
         sequence.stats.record(int(tree.depth.max()), tree.drafted, accepted, len(run))
-        return Outcome(sequence, tree, logits, verdict.path[: accepted + 1], run), ending
+        return Outcome(sequence, tree, logits, verdict.path[: accepted + 1], run, verdict.rows), ending
 
     def _tell_drafters(self, outcomes: list[Outcome]) -> None:
         for drafter, group in _by_drafter(outcomes, lambda outcome: outcome.sequence):

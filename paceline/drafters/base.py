@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,6 +34,7 @@ class Outcome:
         logits: `[len(tree), V]` float32 raw target logits at every node (on the model's device).
         path: accepted node indices, root first; `len(path) - 1` drafted tokens were accepted.
         tokens: emitted tokens, after trimming: the accepted ones and the bonus token.
+        scores: `[len(tree), V]` the policy's scores at every node, each with the history of its own path.
     """
 
     sequence: Sequence
@@ -41,6 +42,7 @@ class Outcome:
     logits: torch.Tensor
     path: list[int]
     tokens: list[int]
+    scores: torch.Tensor = field(default_factory=lambda: torch.empty(0))
 
 
 class Drafter(ABC):
@@ -48,8 +50,8 @@ class Drafter(ABC):
 
     #: Shapes of tree it may draft: "chain" or "tree" (see `paceline.plan`).
     shape: str = "chain"
-    #: Whether sampled tokens come with the law they were drawn from (`TokenTree.draws`).
-    samples: ClassVar[bool] = False
+    #: Laws that its tokens can follow (see `paceline.plan.LAWS`); `paceline.plan.agreed` says which one is wanted.
+    drafts: frozenset[str] = frozenset({"fixed"})
 
     def attach(self, target: CausalModel) -> None:
         """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
