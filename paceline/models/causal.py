@@ -53,6 +53,35 @@ class Scores:
         return self.logits[self.starts[i] : self.starts[i + 1]]
 
 
+@dataclass(frozen=True)
+class Nodes:
+    """New nodes of one row's crown.
+
+    Attributes:
+        tokens: `[n]` int64.
+        parents: `[n]` int64, an earlier crown node (counting those already live first), or -1: the trunk's tip.
+        skip: leading nodes that are only written; nobody wants their logits.
+    """
+
+    tokens: np.ndarray
+    parents: np.ndarray
+    skip: int = 0
+
+    @classmethod
+    def behind(cls, row: Row, tree: TokenTree, before: Seq[int]) -> Nodes:
+        """A tree at the tip of a row's trunk, under a chain of further tokens."""
+        base, skip = len(row.parents), len(before)
+        if not base and not skip:
+            return cls(tree.tokens, tree.parents)
+        parents = np.concatenate([np.arange(-1, skip - 1), tree.parents + skip])
+        parents[parents >= 0] += base
+        return cls(np.concatenate([np.asarray(before, np.int64), tree.tokens]), parents, skip)
+
+    def __len__(self) -> int:
+        """Nodes that give logits."""
+        return len(self.tokens) - self.skip
+
+
 class ModuleForward:
     """The transformers module's own forward pass."""
 
@@ -168,8 +197,22 @@ class CausalModel:
             behind the nodes that were live before.
         """
         pending = pending or [()] * len(rows)
+        nodes = [Nodes.behind(row, tree, before) for row, tree, before in zip(rows, trees, pending, strict=True)]
+        return self.expand(cache, rows, nodes, hidden)
+
+    @torch.inference_mode()
+    def expand(self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...] = ()) -> Scores:
+        """One forward pass over new nodes anywhere in the rows' crowns: what `score` is made of.
+
+        Args:
+            cache, rows, hidden: as in `score`.
+            nodes: for each row, nodes under its trunk's tip, under live crown nodes or under one another.
+
+        Returns:
+            Logits of every node that is not skipped.
+        """
         if len(rows) == 1:
-            logits, taps, starts = self._pass(cache, rows, trees, pending, hidden)
+            logits, taps, starts = self._pass(cache, rows, nodes, hidden)
             return Scores(logits, starts, taps)
         order = sorted(range(len(rows)), key=lambda i: rows[i].index)
         groups: list[list[int]] = []
@@ -180,15 +223,13 @@ class CausalModel:
                 groups.append([i])
         parts: dict[int, tuple[torch.Tensor, dict[int, torch.Tensor]]] = {}
         for group in groups:
-            logits, taps, starts = self._pass(
-                cache, [rows[i] for i in group], [trees[i] for i in group], [pending[i] for i in group], hidden
-            )
+            logits, taps, starts = self._pass(cache, [rows[i] for i in group], [nodes[i] for i in group], hidden)
             if len(groups) == 1 and order == list(range(len(rows))):
                 return Scores(logits, starts, taps)
             for j, i in enumerate(group):
                 span = slice(starts[j], starts[j + 1])
                 parts[i] = logits[span], {layer: h[span] for layer, h in taps.items()}
-        starts = _starts(trees)
+        starts = _starts(nodes)
         ordered = [parts[i] for i in range(len(rows))]
         taps = {layer: torch.cat([part[1][layer] for part in ordered]) for layer in hidden}
         return Scores(torch.cat([part[0] for part in ordered]), starts, taps)
@@ -209,25 +250,17 @@ class CausalModel:
         return pieces
 
     def _pass(
-        self,
-        cache: TrieCache,
-        rows: Seq[Row],
-        trees: Seq[TokenTree],
-        pending: Seq[Seq[int]],
-        hidden: tuple[int, ...],
+        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...]
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
-        parents = [_crown_parents(row, tree, before) for row, tree, before in zip(rows, trees, pending, strict=True)]
-        extension = cache.extend(rows, parents)
+        extension = cache.extend(rows, [new.parents for new in nodes])
         width = extension.width
-        starts = _starts(trees)
+        starts = _starts(nodes)
         tokens = np.zeros((len(rows), width), np.int64)
-        for b, (tree, before) in enumerate(zip(trees, pending, strict=True)):
-            tokens[b, : len(before)] = before
-            tokens[b, len(before) : len(before) + len(tree)] = tree.tokens
+        for b, new in enumerate(nodes):
+            tokens[b, : len(new.tokens)] = new.tokens
         wanted = None
         if starts[-1] != tokens.size:
-            spans = [b * width + len(before) for b, before in enumerate(pending)]
-            flat = [np.arange(at, at + len(tree)) for at, tree in zip(spans, trees, strict=True)]
+            flat = [np.arange(b * width + new.skip, b * width + len(new.tokens)) for b, new in enumerate(nodes)]
             wanted = torch.from_numpy(np.concatenate(flat)).to(self.device)
         logits, taps = self.forward(
             torch.from_numpy(tokens).to(self.device),
@@ -258,18 +291,8 @@ def _weight_bytes(module: Any) -> int:
     return sum(weights.values())
 
 
-def _starts(trees: Seq[TokenTree]) -> list[int]:
-    return list(itertools.accumulate((len(tree) for tree in trees), initial=0))
-
-
-def _crown_parents(row: Row, tree: TokenTree, before: Seq[int]) -> np.ndarray:
-    base = len(row.parents)
-    if not base and not len(before):
-        return tree.parents
-    chain = np.arange(-1, len(before) - 1)
-    parents = np.concatenate([chain, tree.parents + len(before)])
-    parents[parents >= 0] += base
-    return parents
+def _starts(nodes: Seq[Nodes]) -> list[int]:
+    return list(itertools.accumulate((len(new) for new in nodes), initial=0))
 
 
 def _windows(config: Any) -> dict[str, int | None]:
