@@ -21,6 +21,7 @@ from paceline.requests import Event, Request, Result, Sampling
 from paceline.sequence import Sequence
 from paceline.specs import parse
 from paceline.text import Detokenizer
+from paceline.verifiers.base import Verifier
 
 #: Order in which policies given as keyword arguments run within a stage, as in transformers.
 ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
@@ -188,7 +189,7 @@ class Engine:
         return self._attached(registry.build(kind, spec))
 
     def _attached(self, part: Any) -> Any:
-        if isinstance(part, Drafter):
+        if isinstance(part, Drafter | Verifier):
             part.attach(self.model)
         return part
 

@@ -5,6 +5,7 @@ Each part says what it needs and what it offers; `plan` compares. Nothing in the
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,17 @@ CAPABILITIES = {
     "draft_law": "the distribution that draft tokens were drawn from",
     "hidden_states": "hidden states of the target's layers",
     "second_model": "a second model with the same vocabulary",
+}
+
+
+#: How a drafted token relates to its siblings' and to the draft's distribution q at its prefix.
+LAWS = {
+    "shared": "picked with the noise that the verifier itself uses",
+    "distinct": "drawn without replacement: each from q without its earlier siblings, renormalised, in draw order",
+    "replacement": "drawn independently from q, siblings with multiplicity",
+    "chains": "whole chains drawn independently from the root on, not merged",
+    "top": "the most likely ones, and last one drawn outside them",
+    "fixed": "not drawn",
 }
 
 
@@ -67,8 +79,38 @@ def plan(model: Any, drafter: Drafter, verifier: Verifier, pipeline: Pipeline) -
     if missing:
         wanted = ", ".join(CAPABILITIES[need] for need in sorted(missing))
         raise Unsupported(f"drafter {drafts.name!r} needs {wanted}, which {model.name} does not offer")
+    agreed(drafter, verifier)
+    choice = "greedy" if pipeline.greedy else "sampled"
+    if choice not in verifier.choices:
+        raise Unsupported(
+            f"verifier {verifies.name!r} judges {' or '.join(sorted(verifier.choices))} decoding only, and this is "
+            f"{choice}; set the temperature accordingly or choose verifier 'coupled'"
+        )
     guarantee = _weakest(drafts.guarantee, verifies.guarantee)
     return Plan(guarantee, _describe(model, drafts, verifies, drafter, verifier, pipeline))
+
+
+def agreed(drafter: Drafter, verifier: Verifier) -> str:
+    """The law (a key of `LAWS`) that the drafter's tokens follow: the verifier's favourite of those on offer.
+
+    Raises:
+        Unsupported: the drafter offers none that the verifier can judge.
+    """
+    law = next((law for law in verifier.judges if law in drafter.drafts), None)
+    if law is None:
+        raise Unsupported(
+            f"verifier {_name(verifier)!r} judges tokens that are {_list(verifier.judges)}; drafter {_name(drafter)!r} "
+            f"drafts tokens that are {_list(sorted(drafter.drafts))}; choose verifier 'coupled' or another drafter"
+        )
+    return law
+
+
+def _list(laws: Iterable[str]) -> str:
+    return " or ".join(LAWS[law] for law in laws)
+
+
+def _name(part: object) -> str:
+    return next((m.name for m in registry.methods() if type(part) is m.cls), type(part).__name__)
 
 
 def method_of(part: object) -> registry.Method:
@@ -95,17 +137,18 @@ def _describe(
     policies = " -> ".join(repr(p) for p in pipeline.policies) or "the model's own distribution"
     choice = "the most likely token (greedy)" if pipeline.greedy else "a draw from that distribution"
     weakest = _weakest(drafts.guarantee, verifies.guarantee)
+    tokens = LAWS["fixed" if pipeline.greedy else agreed(drafter, verifier)]
     law = {
         Guarantee.LOSSLESS: "lossless: the text has exactly the policy's distribution",
         Guarantee.GREEDY: "greedy: exact for greedy decoding",
         Guarantee.LOSSY: f"lossy: bounded by {verifies.knob or drafts.knob}",
     }[weakest]
-    if verifier.drawing == "coupled" and weakest is Guarantee.LOSSLESS:
+    if verifier.judges[0] == "shared" and weakest is Guarantee.LOSSLESS:
         law += "; the same seed gives the same text under every drafter, tree and batch"
     return (
         f"target    {model.name}",
         f"policy    {policies}, then {choice}",
-        f"drafter   {drafts.name}: {drafts.summary} Drafts a {drafter.shape}.",
+        f"drafter   {drafts.name}: {drafts.summary} Drafts a {drafter.shape}, tokens {tokens}.",
         f"verifier  {verifies.name}: {verifies.summary}",
         f"guarantee {law}",
     )

@@ -41,12 +41,14 @@ class Question:
         states: the policy's state at every node.
         peaks: `[N + 1]` best policy score of every node.
         answer: flat, still on the device: the token chosen at every node, or all log-distributions.
+        chosen: which of the two.
     """
 
     rows: torch.Tensor
     states: list[tuple[Any, ...]]
     peaks: torch.Tensor
     answer: torch.Tensor
+    chosen: bool
 
 
 def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> list[Judged | Exception]:
@@ -86,24 +88,25 @@ def _ask(sequence: Sequence, tree: TokenTree, logits: torch.Tensor) -> Question:
     rows, states = pipeline.over(tree, logits, sequence.state)
     if rows.shape != logits.shape:
         raise ValueError(f"policies: scores of shape {tuple(logits.shape)} came back as {tuple(rows.shape)}")
-    if not isinstance(verifier, MatchVerifier):
-        answer = pipeline.distribution(rows).flatten()
-    elif pipeline.greedy:
+    chosen = True
+    if pipeline.greedy and verifier.walks_greedily:
         answer = rows.argmax(-1)
-    else:
+    elif isinstance(verifier, MatchVerifier):
         positions = [sequence.generated + int(depth) for depth in tree.depth]
         answer = verifier.choose(rows, [sequence.chance] * len(tree), positions).reshape(len(tree))
-    return Question(rows, states, rows.amax(-1), answer)
+    else:
+        answer, chosen = rows.log_softmax(-1).flatten(), False
+    return Question(rows, states, rows.amax(-1), answer, chosen)
 
 
 def _conclude(
     sequence: Sequence, tree: TokenTree, question: Question, peaks: torch.Tensor, answer: torch.Tensor
 ) -> Judged:
-    verifier = sequence.verifier
-    if isinstance(verifier, MatchVerifier):
-        verdict = verifier.walk(tree, answer.long().tolist())
+    verifier, chance, position = sequence.verifier, sequence.chance, sequence.generated
+    if question.chosen:
+        verdict = verifier.walk(tree, answer.long().tolist(), chance, position)
     else:
-        verdict = verifier.verify(tree, answer.view(len(tree), -1), sequence.chance, sequence.generated)
+        verdict = verifier.verify(tree, answer.view(len(tree), -1), chance, position)
     path, last = verdict.path, verdict.path[-1]
     # Nodes off the path may be dead ends; a text must not go on from one.
     if not bool(peaks[path].isfinite().all()):

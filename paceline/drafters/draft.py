@@ -71,7 +71,7 @@ class Run:
     @property
     def draws(self) -> bool:
         """Whether tokens are drawn independently of the target's."""
-        return not self.sequence.pipeline.greedy and self.sequence.verifier.drawing == "independent"
+        return not self.sequence.pipeline.greedy and "shared" not in self.sequence.verifier.judges
 
     def ask(self, logits: torch.Tensor) -> torch.Tensor:
         """What the host must know to take the next token: (token, its log-probability), or the whole law.
@@ -159,7 +159,7 @@ class DraftModel(Drafter):
     confidence: float | None = None
     dtype: str | None = None
     fast: bool = True
-    samples = True
+    drafts = frozenset({"shared", "distinct", "replacement", "chains", "fixed"})
     _model: CausalModel = field(init=False, repr=False)
     _cache: TrieCache = field(init=False, repr=False)
     _target_vocabulary: int = field(init=False, repr=False, default=0)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 
 from paceline.drafters.base import SequenceDrafter
+from paceline.plan import agreed
 from paceline.sequence import Sequence
 from paceline.testing.tabular import Table
 from paceline.tree import TokenTree
@@ -62,26 +62,27 @@ class Tabular(SequenceDrafter):
     Args:
         table: the draft law after every prefix.
         length: tokens a chain.
-        drawing: how tokens are drawn; by default as the sequence's verifier asks.
+        law: how tokens are drawn (see `paceline.plan.LAWS`); by default as drafter and verifier agree.
     """
 
     table: Table
     length: int = 2
-    drawing: Literal["coupled", "independent"] | None = None
+    law: str | None = None
+    drafts = frozenset({"shared", "distinct", "replacement", "chains"})
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
-        drawing = self.drawing or sequence.verifier.drawing
+        kind = self.law or agreed(self, sequence.verifier)
         drafted: list[int] = []
         laws: list[torch.Tensor] = []
         for _ in range(min(self.length, nodes, depth)):
             law = self.table((*sequence.tokens, *drafted))
             position = sequence.generated + len(drafted)
-            if drawing == "coupled":
+            if kind == "shared":
                 drafted.append(int(sequence.chance.couple(law[None], [position])))
             else:
                 drafted.append(sequence.chance.categorical(law.exp(), position, "draft"))
             laws.append(law)
-        reported = torch.stack(laws) if laws and drawing == "independent" else None
+        reported = torch.stack(laws) if laws and kind != "shared" else None
         return TokenTree.chain(sequence.tokens[-1], drafted, reported)
 
 

@@ -36,8 +36,9 @@ def submit(
         sampling: fields of `Sampling`.
     """
     plain = engine.request(prompt, Sampling(**sampling))
-    if drafter is not None:
-        drafter.attach(engine.model)
+    for part in (drafter, verifier):
+        if part is not None:
+            part.attach(engine.model)
     request = Request(
         plain.prompt, plain.sampling, drafter or plain.drafter, verifier or plain.verifier, callback, plain.id
     )

@@ -1,7 +1,8 @@
 """Verifiers: walk a scored tree, return the accepted path and one further token.
 
-Two altitudes. `MatchVerifier` needs only the token that the policy chooses at every node and walks the tree
-while a child carries it. A general `Verifier` reads whole distributions.
+Three altitudes. `MatchVerifier` needs only the token that the policy chooses at every node and walks the tree
+while a child carries it. `paceline.verifiers.siblings.SiblingVerifier` accepts or refuses the children of a node one
+after the other. A general `Verifier` reads whole distributions.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
 from paceline.chance import Chance
 from paceline.tree import TokenTree
+
+if TYPE_CHECKING:
+    from paceline.models.causal import CausalModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +32,32 @@ class Verdict:
 class Verifier(ABC):
     """Base of all verifiers. Subclasses are frozen dataclasses: their fields are the knobs."""
 
-    #: "coupled": drafters draw with the shared noise; "independent": they draw with their own and report the law.
-    drawing: ClassVar[Literal["coupled", "independent"]] = "independent"
+    #: Laws of drafted tokens that it can judge, the preferred one first (see `paceline.plan.LAWS`).
+    judges: ClassVar[tuple[str, ...]] = ("fixed",)
     #: Shapes of tree it can judge.
     shapes: ClassVar[frozenset[str]] = frozenset({"chain", "tree"})
+    #: Which choices of a policy it can judge.
+    choices: ClassVar[frozenset[str]] = frozenset({"greedy", "sampled"})
+    #: Whether it follows the best token of every node when the policy is greedy, as a lossless verifier must;
+    #: no distribution leaves the device then. Otherwise `verify` sees the softmax of the scores (temperature 1).
+    walks_greedily: ClassVar[bool] = True
+
+    def attach(self, target: CausalModel) -> None:
+        """Called with the target before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
+
+    def walk(self, tree: TokenTree, chosen: Sequence[int], chance: Chance, position: int) -> Verdict:
+        """Follow the tokens chosen at the nodes from the root while the tree has them.
+
+        Args:
+            tree: N drafted tokens under a root.
+            chosen: N + 1 tokens, one a node.
+            chance, position: as for `verify`.
+        """
+        node, path = 0, [0]
+        while (child := next((c for c in tree.children[node] if tree.tokens[c] == chosen[node]), None)) is not None:
+            node = child
+            path.append(node)
+        return Verdict(path, int(chosen[node]))
 
     @abstractmethod
     def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
@@ -46,7 +72,13 @@ class Verifier(ABC):
 
 
 class MatchVerifier(Verifier):
-    """A verifier that accepts a child exactly when it carries the token chosen at its parent."""
+    """A verifier that accepts a child exactly when it carries the token chosen at its parent.
+
+    The choice does not depend on the draft, so the draft may follow any law; tokens picked with the verifier's own
+    noise agree most often.
+    """
+
+    judges = ("shared", "distinct", "replacement", "chains", "top", "fixed")
 
     @abstractmethod
     def choose(self, scores: torch.Tensor, chances: Sequence[Chance], positions: Sequence[int]) -> torch.Tensor:
@@ -58,14 +90,6 @@ class MatchVerifier(Verifier):
             positions: output position of each node's successor.
         """
 
-    def walk(self, tree: TokenTree, chosen: Sequence[int]) -> Verdict:
-        """Follow the chosen tokens from the root while the tree has them."""
-        node, path = 0, [0]
-        while (child := next((c for c in tree.children[node] if tree.tokens[c] == chosen[node]), None)) is not None:
-            node = child
-            path.append(node)
-        return Verdict(path, int(chosen[node]))
-
     def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
         positions = [position + int(d) for d in tree.depth]
-        return self.walk(tree, self.choose(logp, [chance] * len(tree), positions).tolist())
+        return self.walk(tree, self.choose(logp, [chance] * len(tree), positions).tolist(), chance, position)

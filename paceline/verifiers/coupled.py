@@ -33,8 +33,6 @@ from paceline.verifiers.base import MatchVerifier
 class Coupled(MatchVerifier):
     """Gumbel-coupled choice of one token a node."""
 
-    drawing = "coupled"
-
     def choose(self, scores: torch.Tensor, chances: Sequence[Chance], positions: Sequence[int]) -> torch.Tensor:
         groups: list[tuple[Chance, int, int]] = []
         for i, chance in enumerate(chances):

@@ -13,12 +13,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from paceline.chance import Chance
 from paceline.registry import Guarantee, method
-from paceline.tree import TokenTree
-from paceline.verifiers.base import Verdict, Verifier
+from paceline.verifiers.siblings import SiblingVerifier
 
 
 @method(
@@ -31,33 +27,8 @@ from paceline.verifiers.base import Verdict, Verifier
     needs={"chain"},
 )
 @dataclass(frozen=True)
-class Rejection(Verifier):
-    """Rejection sampling along a chain."""
+class Rejection(SiblingVerifier):
+    """Rejection sampling along a chain: `sequential_rejection` with one sibling."""
 
+    judges = ("distinct", "replacement", "fixed")
     shapes = frozenset({"chain"})
-
-    def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
-        path = [0]
-        for node in range(1, len(tree)):
-            at = position + node - 1
-            token = int(tree.tokens[node])
-            p = logp[node - 1].double().exp()
-            q = _draft_law(tree, node, len(p))
-            if float(q[token]) <= 0:
-                raise ValueError(f"draft token {token} at depth {node} has probability 0 under its own law")
-            if chance.bernoulli(float(p[token] / q[token]), at, "accept"):
-                path.append(node)
-                continue
-            residual = (p - q).clamp_min(0)
-            if float(residual.sum()) < 1e-12:  # p and q are equal but for rounding: rounding refused the token
-                path.append(node)
-                continue
-            return Verdict(path, chance.categorical(residual, at, "residual"))
-        return Verdict(path, chance.categorical(logp[len(tree) - 1].double().exp(), position + len(tree) - 1, "bonus"))
-
-
-def _draft_law(tree: TokenTree, node: int, vocab: int) -> torch.Tensor:
-    """`[V]` float64 law that a node's token was drawn from."""
-    if tree.draws is None or tree.draws.row[node] < 0:
-        return torch.nn.functional.one_hot(torch.tensor(int(tree.tokens[node])), vocab).double()
-    return tree.draws.logq[int(tree.draws.row[node])].double().exp()

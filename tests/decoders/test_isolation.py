@@ -128,7 +128,7 @@ FAULTS: dict[str, dict[str, Any]] = {
         f"drafter, {where}": {"drafter": FailingDrafter(where)}
         for where in ("begin", "propose", "observe", "commit", "end", "unknown token", "negative token", "wrong root")
     },
-    "verifier, verify": {"verifier": FailingVerifier()},
+    "verifier, verify": {"verifier": FailingVerifier(), "pipeline": Pipeline((), greedy=False)},
     "verifier, choose": {"verifier": FailingMatch(), "pipeline": Pipeline((), greedy=False)},
     "callback": {"callback": failing_callback},
 }

@@ -60,7 +60,7 @@ def test_the_law_is_kept_under_every_drafter(verifier: str, name: str) -> None:
 
 
 def test_coupled_keeps_the_law_of_independent_draws_too() -> None:
-    result = decoded(ENGINE, PROMPT, 2, lambda: Tabular(DRAFT, 1, "independent"), Coupled(), SAMPLED)
+    result = decoded(ENGINE, PROMPT, 2, lambda: Tabular(DRAFT, 1, "distinct"), Coupled(), SAMPLED)
     assert distance(result.law, autoregressive(ENGINE.model, SAMPLED, PROMPT, 2)) < 1e-9
 
 

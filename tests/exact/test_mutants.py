@@ -29,33 +29,37 @@ THOROUGH = {
 
 
 def mutant(cls: type[Verifier], method: str, old: str, new: str) -> Verifier:
-    """An instance of a verifier whose method has one expression replaced."""
+    """An instance of a verifier whose method, its own or one it has from a function, has one expression replaced."""
     function = getattr(cls, method)
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(old) == 1, f"{old!r} stands {source.count(old)} times in {cls.__name__}.{method}"
     scope = dict(vars(sys.modules[function.__module__]))
     exec(source.replace(old, new), scope)
-    return type(cls.__name__, (cls,), {method: scope[method]})()
+    changed = scope[function.__name__]
+    static = isinstance(inspect.getattr_static(cls, method), staticmethod)
+    return type(cls.__name__, (cls,), {method: staticmethod(changed) if static else changed})()
 
 
+#: Of `sequential_rejection` and the walk around it.
+SIBLINGS: dict[str, tuple[str, str, str]] = {
+    "residual with the wrong sign": ("choose", "(rest - law).clamp_min(0)", "(law - rest).clamp_min(0)"),
+    "no residual": ("choose", "(rest - law).clamp_min(0)", "rest.clone()"),
+    "ratio upside down": ("choose", "float(rest[token]) / proposed", "proposed / max(float(rest[token]), 1e-9)"),
+    "always accepts": ("choose", "flip(float(rest[token]) / proposed, i)", "True"),
+    "a fixed token stays in the residual": ("choose", "without(rest, token)", "rest.clone()"),
+    "takes a drawn token for a fixed one": (
+        "choose",
+        "token, law = sibling.token, sibling.law",
+        "token, law = sibling.token, None",
+    ),
+    "judges by the row of the root": ("verify", "laws.target(node)", "laws.target(0)"),
+    "one number for all acceptances": ("verify", "Coins(chance, at)", "Coins(chance, position)"),
+    "one number for all steps": ("verify", "Coins(chance, at)", "Coins(chance, 0)"),
+    "bonus from the root's row": ("verify", "chance.categorical(rest, at", "chance.categorical(laws.target(0), at"),
+    "bonus from the whole law": ("verify", "chance.categorical(rest, at", "chance.categorical(laws.target(node), at"),
+}
 MUTANTS: dict[str, dict[str, tuple[str, str, str]]] = {
-    "rejection": {
-        "residual with the wrong sign": ("verify", "(p - q).clamp_min(0)", "(q - p).clamp_min(0)"),
-        "no residual": ("verify", "(p - q).clamp_min(0)", "p.clone()"),
-        "ratio upside down": ("verify", "p[token] / q[token]", "q[token] / p[token]"),
-        "always accepts": ("verify", "p[token] / q[token]", "p[token] / p[token]"),
-        "takes a drawn token for a fixed one": (
-            "verify",
-            "_draft_law(tree, node, len(p))",
-            "_draft_law(TokenTree.chain(0, tree.tokens[1:]), node, len(p))",
-        ),
-        "judges by the row of the token itself": ("verify", "logp[node - 1]", "logp[node]"),
-        "judges every token by the first row": ("verify", "logp[node - 1]", "logp[0]"),
-        "bonus from the wrong row": ("verify", "logp[len(tree) - 1]", "logp[0]"),
-        "one number for all acceptances": ("verify", 'at, "accept"', 'position, "accept"'),
-        "one number for all steps": ("verify", 'at, "accept"', '0, "accept"'),
-        "the bonus reuses the residual's number": ("verify", '"bonus"', '"residual"'),
-    },
+    "rejection": SIBLINGS,
     "coupled": {
         "noise of one position for all": ("choose", "positions[a:b]", "[0] * (b - a)"),
         "noise shared by neighbouring positions": ("choose", "positions[a:b]", "[t // 2 for t in positions[a:b]]"),
@@ -67,9 +71,9 @@ MUTANTS: dict[str, dict[str, tuple[str, str, str]]] = {
         "compares with the root's choice": ("walk", "tree.tokens[c] == chosen[node]", "tree.tokens[c] == chosen[0]"),
     },
 }
-#: No error: no run draws both a residual and a bonus at one position; and a token drawn without a look at the
-#: target may be judged as if it had been fixed, which only accepts less often.
-HARMLESS = {"the bonus reuses the residual's number", "takes a drawn token for a fixed one"}
+#: No error: a token drawn without a look at the target may be judged as if it had been fixed, which only accepts less
+#: often.
+HARMLESS = {"takes a drawn token for a fixed one"}
 
 
 def worst(verifier: Verifier, names: tuple[str, ...]) -> float:
