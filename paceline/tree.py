@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,6 +37,8 @@ class TokenTree:
         tokens: `[N + 1]` int64, the root's token first.
         parents: `[N + 1]` int64, `-1` for the root, otherwise an index smaller than the node's own.
         draws: the laws of sampled nodes; `None` when every node is a point mass (deterministic draft).
+        odds: `[N + 1]` float, the drafter's guess of the chance that a node is accepted, 1 at the root and never more
+            than at the parent; `None` where it has none. Budgets are set by it, never what is accepted.
 
     Raises:
         ValueError: if a parent does not precede its node.
@@ -44,6 +47,7 @@ class TokenTree:
     tokens: np.ndarray
     parents: np.ndarray
     draws: Draws | None = None
+    odds: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
@@ -67,21 +71,39 @@ class TokenTree:
         return cls(np.array([root, *drafted], np.int64), np.arange(-1, n), draws)
 
     @classmethod
-    def merge(cls, root: int, paths: Iterable[Sequence[int]], limit: int | None = None) -> TokenTree:
-        """The trie of several continuations; shared prefixes become one node. `limit` bounds the drafted nodes."""
-        tokens, parents = [root], [-1]
+    def merge(
+        cls,
+        root: int,
+        paths: Iterable[Sequence[int]],
+        limit: int | None = None,
+        odds: Iterable[Sequence[float]] | None = None,
+    ) -> TokenTree:
+        """The trie of several continuations; shared prefixes become one node.
+
+        Args:
+            root: token of the root.
+            paths: continuations.
+            limit: most drafted nodes.
+            odds: for each path the chance that it is accepted as far as each of its tokens; a shared node has the best.
+        """
+        tokens, parents, chances = [root], [-1], [1.0]
         child: dict[tuple[int, int], int] = {}
-        for path in paths:
+        known: Iterable[Sequence[float] | None] = itertools.repeat(None) if odds is None else odds
+        for path, chance in zip(paths, known, strict=False):
             node = 0
-            for token in path:
+            for i, token in enumerate(path):
                 if (node, token) not in child:
                     if limit is not None and len(tokens) > limit:
                         break
                     child[node, token] = len(tokens)
                     tokens.append(token)
                     parents.append(node)
+                    chances.append(0.0)
                 node = child[node, token]
-        return cls(np.array(tokens, np.int64), np.array(parents, np.int64))
+                if chance is not None:
+                    chances[node] = max(chances[node], chance[i])
+        guesses = None if odds is None else np.array(chances)
+        return cls(np.array(tokens, np.int64), np.array(parents, np.int64), odds=guesses)
 
     def __len__(self) -> int:
         """Positions to score: drafted nodes and the root."""
@@ -134,11 +156,15 @@ class TokenTree:
         """The tree without nodes deeper than `depth` and with at most `nodes` drafted nodes, earliest first."""
         if self.drafted <= nodes and (self.drafted <= depth or self.depth.max() <= depth):
             return self
-        keep = np.flatnonzero(self.depth <= depth)[: nodes + 1]
+        return self.select(np.flatnonzero(self.depth <= depth)[: nodes + 1])
+
+    def select(self, keep: np.ndarray) -> TokenTree:
+        """The tree of the nodes `keep`, ascending indices that begin with the root and hold every node's parent."""
         renumber = np.full(len(self.tokens) + 1, -1)
         renumber[keep] = np.arange(len(keep))
         draws = Draws(self.draws.logq, self.draws.row[keep]) if self.draws is not None else None
-        return TokenTree(self.tokens[keep], renumber[self.parents[keep]], draws)
+        odds = self.odds[keep] if self.odds is not None else None
+        return TokenTree(self.tokens[keep], renumber[self.parents[keep]], draws, odds)
 
 
 def ancestor_matrix(parents: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -165,24 +165,28 @@ class NGram(SequenceDrafter):
         notes.length = 0
         limit, free = min(nodes, depth, self.length), self._spare if self.free is None else self.free
         paths: list[list[int]] = []
+        odds: list[list[float]] = []
         chance = 1.0  # that none of the candidates so far is right
         for agreed, place in self._ranked(notes.index) if limit else ():
-            path = self._copy(notes, agreed, place, limit, chance, free)
+            path, chances = self._copy(notes, agreed, place, limit, chance, free)
             if any(earlier[: len(path)] == path for earlier in paths):
                 continue
             if not paths:
                 notes.agreed, notes.length = agreed, len(path)
             paths.append(path)
+            odds.append(chances)
             chance *= 1 - notes.odds(agreed)
             free = max(0, free - len(path))
             if len(paths) == self.candidates:
                 break
-        return TokenTree.merge(sequence.tokens[-1], paths, nodes)
+        return TokenTree.merge(sequence.tokens[-1], paths, nodes, odds)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             # The first candidate is nodes 1, 2, ...; the path follows it while its entries count up.
+            # A draft that was cut before it was judged says nothing about what was cut off.
+            notes.length = min(notes.length, outcome.tree.drafted)
             notes.learn(sum(node == i for i, node in enumerate(outcome.path)) - 1)
             notes.index.extend(outcome.tokens)
 
@@ -193,14 +197,18 @@ class NGram(SequenceDrafter):
         """(agreeing tokens, place), best first."""
         return sorted(((index.agreement(place), place) for place in index.places()), reverse=True)
 
-    def _copy(self, notes: Notes, agreed: int, place: int, limit: int, chance: float, free: int) -> list[int]:
-        """What followed a place: `free` tokens, and more while the chance that all are right is good."""
+    def _copy(
+        self, notes: Notes, agreed: int, place: int, limit: int, chance: float, free: int
+    ) -> tuple[list[int], list[float]]:
+        """What followed a place, `free` tokens and more while the chance that all are right is good; the chances."""
         text = notes.index.text
         path: list[int] = []
+        chances: list[float] = []
         for i in range(limit):
             chance *= notes.odds(agreed + i)
             if i >= free and chance < self.confidence:
                 break
             at = place + i
             path.append(text[at] if at < len(text) else path[at - len(text)])
-        return path
+            chances.append(chance)
+        return path, chances

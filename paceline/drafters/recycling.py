@@ -52,6 +52,7 @@ class Template:
     Attributes:
         parents, ranks, depths: of each node; node 0 is the root (parent -1, rank unused).
         levels: the nodes of depth 1, 2, ..., as slices.
+        worth: product of `WORTH` along each node's path.
         order: drafted nodes, the worthiest first; parents come before children.
         branches: whether it is more than a chain.
     """
@@ -64,7 +65,7 @@ class Template:
         self.depths = np.array([len(path) for path in nodes])
         bounds = np.searchsorted(self.depths, np.arange(1, self.depths[-1] + 2)).tolist()
         self.levels = [slice(a, b) for a, b in pairwise(bounds)]
-        worth = [prod(WORTH[int(rank)] for rank in path) for path in nodes]
+        self.worth = worth = np.array([prod(WORTH[int(rank)] for rank in path) for path in nodes])
         self.branches = any(level.stop - level.start > 1 for level in self.levels)
         self.order = np.array(sorted(range(1, len(nodes)), key=lambda node: -worth[node]), np.int64)
 
@@ -83,7 +84,8 @@ class Template:
         kept = np.concatenate([[0], np.sort(known)])
         renumber = np.full(len(tokens), -1)
         renumber[kept] = np.arange(len(kept))
-        return TokenTree(tokens[kept], np.where(kept > 0, renumber[self.parents[kept]], -1))
+        parents = np.where(kept > 0, renumber[self.parents[kept]], -1)
+        return TokenTree(tokens[kept], parents, odds=self.worth[kept])
 
 
 @method(

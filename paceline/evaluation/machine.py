@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import importlib.metadata
-import statistics
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from paceline.evaluation.provenance import provenance
-from paceline.evaluation.timing import Bandwidth, seconds
-from paceline.tree import TokenTree
+from paceline.evaluation.timing import Bandwidth
+from paceline.models.costs import ROWS, measure
 
-ROWS = (1, 2, 4, 8, 16, 32)
 CONTEXT = 256
 #: Optional packages and what they are for.
 EXTRAS = {
@@ -26,23 +21,6 @@ EXTRAS = {
     "pytest": "tests",
     "ruff": "lint",
 }
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Seconds of one pass over some number of rows (tree nodes) at a context of `context` tokens."""
-
-    context: int
-    seconds: dict[int, float]
-
-    def relative(self) -> dict[int, float]:
-        """The same in passes over one row."""
-        one = self.seconds[min(self.seconds)]
-        return {rows: spent / one for rows, spent in self.seconds.items()}
-
-    def free_rows(self, tolerance: float = 1.25) -> int:
-        """Most rows that cost at most `tolerance` times as much as one."""
-        return max(rows for rows, times in self.relative().items() if times <= tolerance)
 
 
 def bandwidths(device: torch.device) -> dict[int, float]:
@@ -61,26 +39,6 @@ def bandwidths(device: torch.device) -> dict[int, float]:
     return found
 
 
-@torch.inference_mode()
-def pass_curve(model: Any, rows: tuple[int, ...] = ROWS, context: int = CONTEXT, rounds: int = 7) -> Curve:
-    """Measure forward passes over chains of drafted tokens."""
-    context = min(context, model.context - max(rows) - 1)
-    cache = model.new_cache(1)
-    row = cache.allocate()
-    tokens = np.random.default_rng(0).integers(0, model.vocab_size, context + max(rows)).tolist()
-    model.prefill(cache, row, tokens[:context])
-
-    def once(count: int) -> None:
-        model.score(cache, [row], [TokenTree.chain(tokens[context], tokens[context + 1 : context + count])])
-        cache.crop(row, context)
-
-    found = {}
-    for count in rows:
-        once(count)
-        found[count] = statistics.median(seconds(partial(once, count), model.device) for _ in range(rounds))
-    return Curve(context, found)
-
-
 def installed() -> dict[str, str | None]:
     """Versions of optional packages, `None` where one is missing."""
     return {name: _version(name) for name in EXTRAS}
@@ -89,7 +47,7 @@ def installed() -> dict[str, str | None]:
 def survey(model: Any) -> dict[str, Any]:
     """Everything `paceline doctor` reports about this machine and a loaded model."""
     speeds = bandwidths(model.device)
-    curve = pass_curve(model)
+    curve = measure(model, ROWS, CONTEXT, rounds=7)
     return provenance() | {
         "device": str(model.device),
         "bandwidth_bytes_per_second": {str(threads): value for threads, value in speeds.items()},
@@ -99,9 +57,9 @@ def survey(model: Any) -> dict[str, Any]:
         "bfloat16_native": torch.ops.mkldnn._is_mkldnn_bf16_supported() if model.device.type == "cpu" else True,
         "forward_path": model.path,
         "weight_bytes": model.nbytes,
-        "pass_context": curve.context,
+        "pass_context": min(CONTEXT, model.context),
         "pass_seconds": {str(rows): spent for rows, spent in curve.seconds.items()},
-        "pass_relative": {str(rows): times for rows, times in curve.relative().items()},
+        "pass_relative": {str(rows): times for rows, times in curve.relative.items()},
         "free_rows": curve.free_rows(),
     }
 

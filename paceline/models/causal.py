@@ -6,6 +6,7 @@ import inspect
 import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +14,8 @@ import torch
 
 from paceline.caches import Extension, Row, TrieCache
 from paceline.errors import Unsupported
+from paceline.models.costs import PassCosts, measure
+from paceline.models.views import Steering, View, ViewRule, blocks_of
 from paceline.tree import TokenTree
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
@@ -31,6 +34,7 @@ class Forward(Protocol):
         cache: TrieCache,
         rows: torch.Tensor | None,
         hidden: tuple[int, ...] = (),
+        view: View | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]: ...
 
 
@@ -90,6 +94,13 @@ class ModuleForward:
         self.kv_dtype = module.dtype
         self._keeps_logits = "logits_to_keep" in inspect.signature(module.forward).parameters
 
+    @cached_property
+    def steering(self) -> Steering:
+        """Runs the module by a view; for models that offer views."""
+        blocks = blocks_of(self.module, self.module.config.get_text_config(decoder=True))
+        assert blocks is not None
+        return Steering(self.module, blocks)
+
     def __call__(
         self,
         tokens: torch.Tensor,
@@ -98,8 +109,15 @@ class ModuleForward:
         cache: TrieCache,
         rows: torch.Tensor | None,
         hidden: tuple[int, ...] = (),
+        view: View | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
-        """Tokens and positions `[B, T]`, additive float mask `[B, 1, T, S]` (or one a layer type)."""
+        """Tokens and positions `[B, T]`, additive float mask `[B, 1, T, S]` (or one a layer type).
+
+        With a view, hidden states of layers that it leaves out are those that enter the next one that runs.
+        """
+        if view is not None:
+            with self.steering.steered(view):
+                return self(tokens, positions, mask, cache, rows, hidden)
         dtype = self.module.dtype
         cast = {k: m.to(dtype) for k, m in mask.items()} if isinstance(mask, dict) else mask.to(dtype)
         # The head's matrix is large: with one row, spare it the positions nobody asked for.
@@ -132,10 +150,13 @@ class CausalModel:
         nbytes: bytes of weights that one forward pass reads.
         path: how the forward pass is computed, for people.
         spare: drafted tokens that a pass over one row scores at almost no extra cost.
+        rule: a lossy view that every pass follows, or None for the whole model.
 
     Raises:
         Unsupported: the architecture cannot be driven (recurrent layers, encoder-decoder, ...), with the reason.
     """
+
+    rule: ViewRule | None = None
 
     def __init__(self, module: Any, forward: Forward | None = None, name: str = "model") -> None:
         self.module, self.name = module.eval(), name
@@ -148,6 +169,8 @@ class CausalModel:
         self.nbytes = _weight_bytes(module)
         self.path = "the module's own forward pass"
         self.offers = frozenset({"chain", "tree", "hidden_states"})
+        if blocks_of(module, self.config) is not None:
+            self.offers |= {"views"}
         # oneDNN computes up to six rows in the time of one; a GPU has room for a full tile of its matrix units.
         self.spare = 5 if self.device.type == "cpu" else 31
         lengths = (getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions"))
@@ -161,6 +184,11 @@ class CausalModel:
         if ids is None:
             ids = getattr(self.config, "eos_token_id", None)
         return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    @cached_property
+    def costs(self) -> PassCosts:
+        """What a pass costs by the tokens it scores; measured when it is first asked for."""
+        return measure(self)
 
     def new_cache(self, rows: int, limit: int | None = None, capacity: int = 512) -> TrieCache:
         """An empty cache for `rows` sequences of at most `limit` tokens (the model's context by default)."""
@@ -181,6 +209,7 @@ class CausalModel:
         trees: Seq[TokenTree],
         pending: Seq[Seq[int]] | None = None,
         hidden: tuple[int, ...] = (),
+        view: View | None = None,
     ) -> Scores:
         """One forward pass over a tree a row.
 
@@ -191,6 +220,7 @@ class CausalModel:
             pending: for each row, committed tokens before the root that the cache has not seen; they are written
                 first (as a chain above the root) and give no logits.
             hidden: layers whose hidden states are wanted (0: embeddings; L: after the last norm).
+            view: which parts of the model run; all by default. Rows then have to be neighbours where it has `states`.
 
         Returns:
             Logits of every tree node, root first. In crown coordinates node i of tree b is `len(pending[b]) + i`
@@ -198,21 +228,28 @@ class CausalModel:
         """
         pending = pending or [()] * len(rows)
         nodes = [Nodes.behind(row, tree, before) for row, tree, before in zip(rows, trees, pending, strict=True)]
-        return self.expand(cache, rows, nodes, hidden)
+        return self.expand(cache, rows, nodes, hidden, view)
 
     @torch.inference_mode()
-    def expand(self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...] = ()) -> Scores:
+    def expand(
+        self,
+        cache: TrieCache,
+        rows: Seq[Row],
+        nodes: Seq[Nodes],
+        hidden: tuple[int, ...] = (),
+        view: View | None = None,
+    ) -> Scores:
         """One forward pass over new nodes anywhere in the rows' crowns: what `score` is made of.
 
         Args:
-            cache, rows, hidden: as in `score`.
+            cache, rows, hidden, view: as in `score`.
             nodes: for each row, nodes under its trunk's tip, under live crown nodes or under one another.
 
         Returns:
             Logits of every node that is not skipped.
         """
         if len(rows) == 1:
-            logits, taps, starts = self._pass(cache, rows, nodes, hidden)
+            logits, taps, starts = self._pass(cache, rows, nodes, hidden, view)
             return Scores(logits, starts, taps)
         order = sorted(range(len(rows)), key=lambda i: rows[i].index)
         groups: list[list[int]] = []
@@ -223,7 +260,8 @@ class CausalModel:
                 groups.append([i])
         parts: dict[int, tuple[torch.Tensor, dict[int, torch.Tensor]]] = {}
         for group in groups:
-            logits, taps, starts = self._pass(cache, [rows[i] for i in group], [nodes[i] for i in group], hidden)
+            members, new = [rows[i] for i in group], [nodes[i] for i in group]
+            logits, taps, starts = self._pass(cache, members, new, hidden, view)
             if len(groups) == 1 and order == list(range(len(rows))):
                 return Scores(logits, starts, taps)
             for j, i in enumerate(group):
@@ -250,7 +288,7 @@ class CausalModel:
         return pieces
 
     def _pass(
-        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...]
+        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...], view: View | None
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
         extension = cache.extend(rows, [new.parents for new in nodes])
         width = extension.width
@@ -269,8 +307,17 @@ class CausalModel:
             cache,
             wanted,
             hidden,
+            **self._steered(view, rows, extension),
         )
         return logits, taps, starts
+
+    def _steered(self, view: View | None, rows: Seq[Row], extension: Extension) -> dict[str, View]:
+        """The view of one pass, if any: the one asked for, or that of the model's own rule."""
+        if view is None and self.rule is not None:
+            prompts = np.array([row.prompt for row in rows])[:, None]
+            generated = torch.from_numpy(extension.positions - prompts).to(self.device)
+            view = self.rule.view(generated.flatten(), self.num_layers)
+        return {} if view is None else {"view": view}
 
     def _mask(self, extension: Extension) -> Mask:
         """Additive masks `[B, 1, T, S]` float32: one for all layers, or one a layer type."""

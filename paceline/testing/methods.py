@@ -17,8 +17,12 @@ DRAFTERS: tuple[str, ...] = (
     "recycling(top=1, template='0 00 000')",
     "draft(model='{draft}', confidence=0)",
     "draft(model='{draft}', length=2, confidence=0.5)",
+    "suffix",
+    "suffix(tree=false, confidence=0, factor=99)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
+    "auto(draft=draft(model='{draft}'))",
+    "auto(copy=none, table=none, draft=draft(model='{draft}', confidence=0), most=2, shape=chain)",
 )
 
 VERIFIERS: tuple[str, ...] = ("coupled", "rejection")

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from paceline import Engine, registry
 from paceline.errors import Unsupported
+from paceline.models.costs import PassCosts
 from paceline.requests import Result
 from paceline.specs import parse
 from paceline.testing.methods import DRAFTERS, POLICIES, VERIFIERS
@@ -28,11 +29,18 @@ PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
 CHOICES: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 0.9, "seed": SEED}}
 EXTRAS: dict[str, dict[str, Any]] = {"bare": {}, "stop and logprobs": {"logprobs": 2, "echo": True}}
 TREE = "judges a chain, but drafter {} as configured drafts a tree; choose verifier 'coupled', or a setting under which"
-#: Every refused cell of drafter x verifier, with the words of the refusal. All others work.
+#: Drafters that draft trees and verifiers that judge chains; their cells are refused, with these words.
+BRANCHING = (
+    "ngram(candidates=4, confidence=0)",
+    "suffix",
+    "recycling",
+    "turns(ngram(min_ngram=2), recycling, least=2)",
+    "auto(draft=draft(model='{draft}'))",
+)
+CHAINS_ONLY = ("rejection",)
+#: Every refused cell of drafter x verifier. All others work.
 REFUSED: dict[tuple[str, str], str] = {
-    ("ngram(candidates=4, confidence=0)", "rejection"): TREE.format("'ngram'"),
-    ("recycling", "rejection"): TREE.format("'recycling'"),
-    ("turns(ngram(min_ngram=2), recycling, least=2)", "rejection"): TREE.format("'turns'"),
+    (spec, verifier): TREE.format(repr(parse(spec).name)) for spec in BRANCHING for verifier in CHAINS_ONLY
 }
 
 
@@ -51,7 +59,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine.load(target(), tokenizer=tokenizer(), drafter="none", max_rows=2, nodes=7)
+    engine = Engine.load(target(), tokenizer=tokenizer(), drafter="none", max_rows=2, nodes=7)
+    engine.model.costs = PassCosts({1: 1.0, 32: 2.0})  # made up: what is chosen by them is the same in every run
+    return engine
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,311 @@
+"""Nobody should have to tune a draft: which drafter, how many tokens, or none, decided anew at every step.
+
+*Worth.* Every drafted node `v` comes with the drafter's guess of the chance that it is accepted, corrected by what
+became of such guesses in this text (`Trust`); call it `A(v)`. A step that scores the `n` best nodes brings
+`E(n) = 1 + sum A(v)` tokens in expectation and takes `R(n)` seconds, where `R` is what a pass of that many rows was
+measured to cost on this device (`PassCosts`), plus the drafting. `n` is chosen to maximise `E(n) / R(n)`; `n = 0` is
+plain decoding. With several texts in a batch they share the pass, and `n` is common.
+
+*Who drafts.* Drafters that take next to no time (copying, a table) are asked at every step, and the best draft of the
+step wins. Drafters that take time (a model) must be chosen before they are asked. They are arms of a bandit: the
+index of an arm is its mean rate so far, in tokens a second, times `1 + explore sqrt(log t / n)` after `n` of `t` steps
+(UCB1 on discounted means), so a useless arm is tried O(log t) times; it is asked where its index beats the best
+free draft. Nothing it drew is passed over: the choice is made before.
+
+The choice depends on measured times. Under the coupled verifier, and with greedy decoding, that cannot change the
+text; under verifiers with chances of their own it can change which of the equally distributed texts a seed gives.
+
+Papers: Auer, Cesa-Bianchi, Fischer, "Finite-time Analysis of the Multiarmed Bandit Problem", 2002; cost model: Chen et
+al., "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding", 2024.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from paceline.drafters.base import Drafter, Outcome
+from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
+from paceline.errors import BadRequest, PacelineError
+from paceline.models.causal import CausalModel
+from paceline.models.costs import PassCosts
+from paceline.registry import Guarantee, method
+from paceline.sequence import Sequence
+from paceline.tree import TokenTree
+
+clock = time.perf_counter
+#: A drafter that takes less than this share of a plain pass is free.
+FREE = 0.02
+#: Steps after which an observation weighs half.
+HALF_LIFE = 24.0
+#: Upper ends of the classes of guesses, what the last class stands for, and how many observations a guess weighs.
+CLASSES = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
+CENTRES = np.concatenate([(np.concatenate([[0.0], CLASSES[:-1]]) + CLASSES) / 2, [0.985]])
+WEIGHT = 8.0
+
+
+class Trust:
+    """How often a drafter's guesses came true in one text, by class of guess.
+
+    A guess is the chance that a node is accepted given that its parent is.
+    """
+
+    def __init__(self) -> None:
+        self.right, self.tried = WEIGHT * CENTRES, np.full(len(CENTRES), WEIGHT)
+
+    def corrected(self, tree: TokenTree) -> np.ndarray:
+        """`[N + 1]` chance that each node is accepted."""
+        odds = np.ones(len(tree))
+        given = (self.right / self.tried)[self._classes(tree)]
+        for node in range(1, len(tree)):
+            odds[node] = odds[tree.parents[node]] * given[node]
+        return odds
+
+    def learn(self, tree: TokenTree, path: Seq[int]) -> None:
+        """Take in that of a tree all of whose nodes were judged `path` was accepted."""
+        if tree.drafted == 0:
+            return
+        on = np.zeros(len(tree), bool)
+        on[list(path)] = True
+        judged = np.flatnonzero(on[tree.parents] & (tree.parents >= 0))
+        classes = self._classes(tree)[judged]
+        fade = 0.5 ** (1 / HALF_LIFE)
+        used = np.unique(classes)
+        self.tried[used] *= fade
+        self.right[used] *= fade
+        np.add.at(self.tried, classes, 1.0)
+        np.add.at(self.right, classes, on[judged])
+
+    @staticmethod
+    def _classes(tree: TokenTree) -> np.ndarray:
+        odds = tree.odds if tree.odds is not None else 0.5**tree.depth
+        above = np.maximum(odds[tree.parents], 1e-12)
+        return np.searchsorted(CLASSES, np.minimum(odds / above, 1.0))
+
+
+@dataclass
+class Form:
+    """What a drafter brought when it was chosen, as discounted sums over steps."""
+
+    steps: float = 0.0
+    tokens: float = 0.0
+    nodes: float = 0.0
+
+    def add(self, tokens: float, nodes: float) -> None:
+        fade = 0.5 ** (1 / HALF_LIFE)
+        self.steps, self.tokens, self.nodes = (
+            fade * self.steps + 1,
+            fade * self.tokens + tokens,
+            fade * self.nodes + nodes,
+        )
+
+    def hint(self, weight: float = 2.0) -> Form:
+        """The same means with little weight: where another text starts."""
+        share = min(1.0, weight / self.steps) if self.steps else 0.0
+        return Form(share * self.steps, share * self.tokens, share * self.nodes)
+
+
+@dataclass
+class Notes(Shared):
+    """What is known of one text.
+
+    Attributes:
+        forms, trusts: of each member.
+        steps: steps so far.
+        chosen: the member whose draft is being judged.
+        reach: tokens that a paid member is asked for.
+    """
+
+    forms: list[Form] = field(default_factory=list)
+    trusts: list[Trust] = field(default_factory=list)
+    steps: int = 0
+    chosen: int | None = None
+    reach: int = 1
+
+
+@dataclass
+class Offer:
+    """A draft with the chance that each node is accepted.
+
+    Attributes:
+        member: who made it; None: nobody, the empty draft.
+        order: drafted nodes, best first.
+        gains: `[N + 1]` expected tokens of a step that scores the first n of them, n = 0, 1, ..., N.
+        seconds: spent on drafting it.
+    """
+
+    member: int | None
+    tree: TokenTree
+    order: np.ndarray
+    gains: np.ndarray
+    seconds: float = 0.0
+
+    @classmethod
+    def of(cls, member: int | None, tree: TokenTree, odds: np.ndarray, seconds: float = 0.0) -> Offer:
+        # A node never has better odds than its parent; among equals the stable sort keeps parents first.
+        order = 1 + np.argsort(-odds[1:], kind="stable")
+        gains = np.concatenate([[1.0], 1.0 + np.cumsum(odds[order])])
+        if tree.draws is not None:  # drawn tokens are judged, all of them
+            gains[:-1] = 0
+        return cls(member, tree, order, gains, seconds)
+
+    def cut(self, nodes: int) -> TokenTree:
+        """The draft of the best `nodes` nodes; a drawn one stays whole."""
+        if nodes >= self.tree.drafted or self.tree.draws is not None:
+            return self.tree
+        return self.tree.select(np.concatenate([[0], np.sort(self.order[:nodes])]))
+
+
+@method(
+    name="auto",
+    kind="drafter",
+    guarantee=Guarantee.LOSSLESS,
+    summary="Chooses drafter, draft and its size at every step, by measured costs and what held so far.",
+    paper="Finite-time Analysis of the Multiarmed Bandit Problem",
+    year=2002,
+)
+@dataclass(eq=False)
+class Auto(Ensemble):
+    """The drafter that chooses.
+
+    Attributes:
+        copy: a drafter that copies from the text; none: leave it out.
+        table: a drafter that remembers successors; none: leave it out.
+        draft: a drafter that takes time, such as a model; `pocket`: the pocket draft model, if it has the target's
+            vocabulary; none: leave it out.
+        most: most drafted tokens a step.
+        explore: how far an arm's index lies above its mean; 0: never try what looks worse.
+        shape: "tree", or "chain" for verifiers and models that need one.
+    """
+
+    copy: Any = "ngram(confidence=0.05, length=32)"
+    table: Any = "recycling"
+    draft: Any = "pocket"
+    most: int = 31
+    explore: float = 0.15
+    shape: str = "tree"
+
+    def __post_init__(self) -> None:
+        if self.most < 1:
+            raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
+        if not self.explore >= 0:
+            raise BadRequest(f"auto(explore={self.explore}): a number of at least 0 is needed")
+        if self.shape not in ("tree", "chain"):
+            raise BadRequest(f"auto(shape={self.shape!r}): 'tree' or 'chain' is allowed")
+        table = (
+            "recycling(template='0 00 000 0000')" if self.shape == "chain" and self.table == "recycling" else self.table
+        )
+        chosen = [spec for spec in (self.copy, table) if spec is not None]
+        self.members = tuple(built(spec) for spec in chosen)
+        if self.draft not in (None, "pocket"):
+            self.members += (built(self.draft),)
+        wrong = [type(m).__name__ for m in self.members if m.shape == "tree" and self.shape == "chain"]
+        if wrong:
+            raise BadRequest(f"auto(shape='chain'): {wrong[0]} as configured drafts trees")
+
+    def attach(self, target: CausalModel) -> None:
+        super().attach(target)
+        if self.draft == "pocket" and (model := _pocket_draft(target)) is not None:
+            self.members += (model,)
+        self._costs: PassCosts = target.costs
+        self._spare = target.spare
+        self._seconds: list[float] = [0.0] * len(self.members)
+        self._forms = [Form() for _ in self.members]
+
+    def shared(self) -> Notes:
+        count = len(self.members)
+        forms, trusts = [form.hint() for form in self._forms], [Trust() for _ in range(count)]
+        return Notes([None] * count, [None] * count, forms, trusts, reach=self._spare)
+
+    def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
+        limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
+        best = {s: Offer.of(None, TokenTree.empty(s.tokens[-1]), np.ones(1)) for s in sequences}
+        rows = len(sequences)
+        paid = [i for i, seconds in enumerate(self._seconds) if seconds > FREE * self._costs(1)]
+        for member in range(len(self.members)):
+            if member not in paid:
+                self._offers(member, list(sequences), limits, best, rows)
+        for member in paid:
+            self._offers(member, [s for s in sequences if self._hopeful(member, s, best[s], rows)], limits, best, rows)
+        width = self._width(list(best.values()), rows)
+        for s, offer in best.items():
+            s.drafts.chosen = offer.member
+        return [best[s].cut(width) for s in sequences]
+
+    def commit(self, outcomes: Seq[Outcome]) -> None:
+        for outcome in outcomes:
+            notes: Notes = outcome.sequence.drafts
+            notes.steps += 1
+            for i, (tree, trust) in enumerate(zip(notes.trees, notes.trusts, strict=True)):
+                if tree is not None:
+                    seen = as_seen(outcome, tree)
+                    trust.learn(seen.tree, seen.path)
+                if i == notes.chosen:
+                    for form in (notes.forms[i], self._forms[i]):
+                        form.add(len(outcome.tokens), outcome.tree.drafted)
+            held = len(outcome.path) - 1 == outcome.tree.drafted
+            notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
+        super().commit(outcomes)
+
+    def _offers(
+        self,
+        member: int,
+        sequences: list[Sequence],
+        limits: dict[Sequence, Budget],
+        best: dict[Sequence, Offer],
+        rows: int,
+    ) -> None:
+        """Ask a member; its draft replaces a worse one."""
+        if not sequences:
+            return
+        began = clock()
+        trees = self.ask(member, sequences, [self._asked(member, s, limits[s]) for s in sequences])
+        spent = (clock() - began) / len(sequences)
+        known = self._seconds[member]
+        self._seconds[member] = spent if not known else known + 0.1 * (spent - known)
+        for s, tree in zip(sequences, trees, strict=True):
+            offer = Offer.of(member, tree, s.drafts.trusts[member].corrected(tree), spent)
+            # What is paid already does not count; drawn tokens must be judged.
+            if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
+                best[s] = offer
+
+    def _asked(self, member: int, sequence: Sequence, limits: Budget) -> Budget:
+        nodes, depth = limits
+        takes_time = self._seconds[member] > FREE * self._costs(1)
+        return (min(nodes, sequence.drafts.reach), depth) if takes_time else (nodes, depth)
+
+    def _hopeful(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
+        """Whether a member that takes time may beat the best draft so far."""
+        if offer.tree.draws is not None:
+            return False
+        form: Form = sequence.drafts.forms[member]
+        if not form.steps:
+            return True
+        seconds = self._costs(round(rows * (1 + form.nodes / form.steps))) + rows * self._seconds[member]
+        bonus = self.explore * math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
+        return form.tokens / form.steps / seconds * (1 + bonus) > self._rate(offer, rows)
+
+    def _rate(self, offer: Offer, rows: int) -> float:
+        """Expected tokens a second of one text at the best size of its draft."""
+        return max(gain / self._costs(rows * (n + 1)) for n, gain in enumerate(offer.gains.tolist()))
+
+    def _width(self, offers: list[Offer], rows: int) -> int:
+        """The common size of drafts with which all texts together advance fastest."""
+        widest = max(len(offer.order) for offer in offers)
+        gains = sum(np.pad(offer.gains, (0, widest - len(offer.order)), mode="edge") for offer in offers)
+        return int(np.argmax([gain / self._costs(rows * (n + 1)) for n, gain in enumerate(np.asarray(gains))]))
+
+
+def _pocket_draft(target: CausalModel) -> Drafter | None:
+    """The pocket draft model, if it can serve this target."""
+    drafter = built("draft(length=12)")
+    try:
+        drafter.attach(target)
+    except PacelineError:
+        return None
+    return drafter

@@ -1,0 +1,119 @@
+"""Several drafters that follow the same texts, each with a state of its own of every sequence."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Seq
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paceline import registry
+from paceline.drafters.base import Drafter, Outcome
+from paceline.models.causal import CausalModel
+from paceline.sequence import Sequence
+from paceline.specs import Spec
+from paceline.tree import TokenTree
+
+Budget = tuple[int, int]
+
+
+@dataclass
+class Shared:
+    """One sequence's states of all drafters, and what each proposed in the step at hand."""
+
+    states: list[Any]
+    trees: list[TokenTree | None]
+
+
+class Ensemble(Drafter):
+    """Base of drafters that consist of others. Subclasses choose whom to `ask` in `propose`.
+
+    Every member sees every outcome. One whose own draft was not the one that was scored is told how far its draft would
+    have held. Subclasses set `members` before `attach`.
+    """
+
+    members: tuple[Drafter, ...] = ()
+
+    def attach(self, target: CausalModel) -> None:
+        for member in self.members:
+            member.attach(target)
+
+    def begin(self, sequence: Sequence) -> None:
+        sequence.drafts = self.shared()
+        self._each([sequence], lambda member: member.begin(sequence))
+
+    def shared(self) -> Shared:
+        """A fresh record of a sequence."""
+        return Shared([None] * len(self.members), [None] * len(self.members))
+
+    @abstractmethod
+    def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]: ...
+
+    def observe(self, outcomes: Seq[Outcome]) -> None:
+        self._each([o.sequence for o in outcomes], lambda member: member.observe(outcomes))
+
+    def commit(self, outcomes: Seq[Outcome]) -> None:
+        sequences = [outcome.sequence for outcome in outcomes]
+        for i, member in enumerate(self.members):
+            seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in outcomes]
+            with self._view(i, sequences):
+                member.commit(seen)
+        for sequence in sequences:
+            sequence.drafts.trees = [None] * len(self.members)
+
+    def end(self, sequence: Sequence) -> None:
+        if sequence.drafts is not None:
+            self._each([sequence], lambda member: member.end(sequence))
+            sequence.drafts = None
+
+    def ask(self, member: int, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
+        """One member's drafts; at most once a step for each sequence."""
+        if not sequences:
+            return []
+        with self._view(member, sequences):
+            trees = self.members[member].propose(sequences, budget)
+        for sequence, tree in zip(sequences, trees, strict=True):
+            sequence.drafts.trees[member] = tree
+        return trees
+
+    def _each(self, sequences: Seq[Sequence], call: Callable[[Drafter], None]) -> None:
+        for i, member in enumerate(self.members):
+            with self._view(i, sequences):
+                call(member)
+
+    @contextmanager
+    def _view(self, member: int, sequences: Seq[Sequence]) -> Iterator[None]:
+        """Show a member its own state of each sequence, and no other's."""
+        records = [s.drafts for s in sequences]
+        for sequence, record in zip(sequences, records, strict=True):
+            sequence.drafts = record.states[member]
+        try:
+            yield
+        finally:
+            for sequence, record in zip(sequences, records, strict=True):
+                record.states[member], sequence.drafts = sequence.drafts, record
+
+
+def as_seen(outcome: Outcome, own: TokenTree | None) -> Outcome:
+    """The outcome from the side of a drafter whose own tree may not have been the one that was scored."""
+    if outcome.tree is own:
+        return outcome
+    tree = own or TokenTree.empty(outcome.tree.root)
+    tree = tree.limit(tree.drafted, len(outcome.tokens))  # what lies deeper was not judged
+    node, path = 0, [0]
+    for token in outcome.tokens:
+        child = next((c for c in tree.children[node] if tree.tokens[c] == token), None)
+        if child is None:
+            break
+        node = child
+        path.append(node)
+    return replace(outcome, tree=tree, path=path)
+
+
+def built(spec: Any) -> Drafter:
+    """A drafter from a spec string, a parsed spec or an instance."""
+    drafter = registry.build("drafter", spec if not isinstance(spec, Spec) else str(spec))
+    assert isinstance(drafter, Drafter)
+    return drafter

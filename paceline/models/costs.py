@@ -1,0 +1,95 @@
+"""What a forward pass costs by the number of tokens it scores, measured on the model and device at hand.
+
+Up to some number of rows a pass costs what one row costs, since reading the weights takes the time; beyond it the time
+grows with the rows. Where the bend is depends on the machine, so it is measured: a draft is worth its nodes only if
+the tokens they bring take less time than the nodes cost.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from paceline.tree import TokenTree
+
+#: Rows that are measured, and the tokens that lie before them.
+ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+CONTEXT = 128
+
+
+@dataclass(frozen=True)
+class PassCosts:
+    """Seconds of one pass over some number of rows.
+
+    Attributes:
+        seconds: by number of rows, at least two different ones.
+    """
+
+    seconds: Mapping[int, float]
+
+    def __call__(self, rows: int) -> float:
+        """Seconds of a pass over `rows` rows, interpolated; beyond the last one measured, the last slope goes on."""
+        known = sorted(self.seconds)
+        at = min(max(bisect_left(known, rows), 1), len(known) - 1)
+        low, high = known[at - 1], known[at]
+        slope = (self.seconds[high] - self.seconds[low]) / (high - low)
+        return max(self.seconds[low] + slope * (rows - low), self.seconds[known[0]])
+
+    @property
+    def relative(self) -> dict[int, float]:
+        """The same in passes over one row."""
+        one = self.seconds[min(self.seconds)]
+        return {rows: spent / one for rows, spent in sorted(self.seconds.items())}
+
+    def free_rows(self, tolerance: float = 1.25) -> int:
+        """Most rows that cost at most `tolerance` times as much as one."""
+        return max(rows for rows, times in self.relative.items() if times <= tolerance)
+
+
+@torch.inference_mode()
+def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, rounds: int = 3) -> PassCosts:
+    """Time passes over chains of random tokens; a few seconds for a model of a billion weights on a CPU.
+
+    Args:
+        model: a `CausalModel`.
+        rows: numbers of rows to measure.
+        context: tokens in the cache before them.
+        rounds: passes of each size; the median counts.
+    """
+    context = max(1, min(context, model.context - max(rows) - 1))
+    rows = [count for count in rows if context + count <= model.context]
+    cache = model.new_cache(1)
+    row = cache.allocate()
+    tokens = np.random.default_rng(0).integers(0, model.vocab_size, context + max(rows)).tolist()
+    model.prefill(cache, row, tokens[:context])
+
+    def once(count: int) -> float:
+        began = time.perf_counter()
+        model.score(cache, [row], [TokenTree.chain(tokens[context], tokens[context + 1 : context + count])])
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        spent = time.perf_counter() - began
+        cache.crop(row, context)
+        return spent
+
+    found = {}
+    for count in rows:
+        once(count)
+        found[count] = statistics.median(once(count) for _ in range(rounds))
+    return PassCosts(_rising(found))
+
+
+def _rising(found: dict[int, float]) -> dict[int, float]:
+    """More rows never cost less: where they were measured so, by chance, both cost the smaller time."""
+    least, rising = float("inf"), {}
+    for count in sorted(found, reverse=True):
+        least = min(least, found[count])
+        rising[count] = least
+    return dict(sorted(rising.items()))

@@ -1,0 +1,193 @@
+"""The drafter that chooses: what it chooses, what the choice costs, and that it never changes the text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+
+from drafters.support import PROMPTS, engine_of, generated, llama, results
+from paceline import registry
+from paceline.drafters import auto
+from paceline.drafters.auto import Auto, Offer, Trust
+from paceline.drafters.base import Drafter
+from paceline.drafters.draft import DraftModel
+from paceline.errors import BadRequest
+from paceline.models.costs import PassCosts
+from paceline.policies.base import Pipeline
+from paceline.registry import Guarantee, method
+from paceline.sequence import Sequence
+from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
+from paceline.tree import TokenTree
+from paceline.verifiers.coupled import Coupled
+from paceline.verifiers.rejection import Rejection
+
+FLAT_TO_SIX = PassCosts({1: 1.0, 6: 1.0, 12: 1.6, 24: 2.8})
+
+
+@dataclass(eq=False)
+class Slow(Drafter):
+    """Takes `seconds` of a made-up clock; drafts the greedy text, or rubbish."""
+
+    texts: dict[int, list[int]] = field(default_factory=dict)
+    seconds: float = 0.2
+    asked: int = 0
+    now: float = 0.0
+
+    def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        self.asked += len(sequences)
+        self.now += self.seconds * len(sequences)
+        return [self._tree(s, *limits) for s, limits in zip(sequences, budget, strict=True)]
+
+    def _tree(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
+        known = self.texts.get(sequence.tokens[0], [])
+        ahead = known[sequence.generated :][: min(nodes, depth)] or [47] * min(nodes, depth, 3)
+        return TokenTree.chain(sequence.tokens[-1], ahead)
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    registry.load()
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    entry = {"guarantee": Guarantee.LOSSLESS, "summary": "For tests.", "paper": "none", "year": 2026}
+    method(name="slow", kind="drafter", **entry)(Slow)
+    drafter = Slow()
+    monkeypatch.setattr(auto, "clock", lambda: drafter.now)
+    return drafter
+
+
+def long_run(slow: Slow, count: int = 150) -> tuple[list[int], list[int], int]:
+    module = llama(context=256)
+    chooser = Auto(copy=None, table=None, draft=slow)
+    engine = engine_of(module, "none")
+    engine.model.costs = FLAT_TO_SIX
+    result = engine.generate([5], drafter=chooser, max_new_tokens=count, ignore_eos=True)
+    plain = engine.generate([5], max_new_tokens=count, ignore_eos=True)
+    return result.tokens, plain.tokens, result.stats.forward_passes
+
+
+def test_a_slow_drafter_that_never_helps_is_hardly_asked(slow: Slow) -> None:
+    tokens, plain, passes = long_run(slow)
+    assert tokens == plain
+    assert 2 <= slow.asked <= 20
+    assert slow.asked * slow.seconds <= 0.05 * passes * FLAT_TO_SIX(1)
+
+
+def test_a_slow_drafter_that_helps_is_asked_always(slow: Slow) -> None:
+    module = llama(context=256)
+    module.generation_config.eos_token_id = None
+    slow.texts[5] = generated(module, [5], 150)
+    tokens, plain, passes = long_run(slow)
+    assert tokens == plain
+    assert slow.asked >= passes - 2
+    assert passes < 30
+
+
+def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
+    chooser = Auto(draft=None)
+    chooser._costs = FLAT_TO_SIX
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        size = int(generator.integers(1, 15))
+        parents = np.array([-1, *(int(generator.integers(i)) for i in range(1, size + 1))])
+        odds = np.ones(size + 1)
+        for node in range(1, size + 1):
+            odds[node] = odds[parents[node]] * generator.random() ** 0.3
+        offer = Offer.of(0, TokenTree(np.arange(size + 1), parents), odds)
+        width = chooser._width([offer], 1)
+        best = max((1 + sum(sorted(odds[1:], reverse=True)[:n])) / FLAT_TO_SIX(n + 1) for n in range(size + 1))
+        kept = offer.cut(width)
+        found = (1 + sum(odds[list(kept.tokens[1:])])) / FLAT_TO_SIX(len(kept))
+        assert found == pytest.approx(best)
+        assert chooser._rate(offer, 1) == pytest.approx(best)
+
+
+def test_a_batch_gets_smaller_drafts() -> None:
+    chooser = Auto(draft=None)
+    chooser._costs = FLAT_TO_SIX
+    offer = Offer.of(0, TokenTree.chain(0, range(1, 9)), 0.6 ** np.arange(9))
+    widths = [chooser._width([offer] * rows, rows) for rows in (1, 2, 4, 8)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[0] > widths[-1]
+
+
+def test_trust_follows_what_came_true() -> None:
+    trust = Trust()
+    tree = TokenTree(np.array([9, 1, 2, 3]), np.array([-1, 0, 1, 2]), odds=np.array([1.0, 0.9, 0.81, 0.729]))
+    before = trust.corrected(tree)
+    assert np.allclose(before, [1, 0.85, 0.85**2, 0.85**3])
+    for _ in range(40):
+        trust.learn(tree, [0])
+    assert trust.corrected(tree)[1] < 0.3
+    for _ in range(80):
+        trust.learn(tree, [0, 1, 2, 3])
+    assert trust.corrected(tree)[1] > 0.85
+    other = TokenTree(np.array([9, 1]), np.array([-1, 0]), odds=np.array([1.0, 0.3]))
+    assert trust.corrected(other)[1] == Trust().corrected(other)[1], "other classes of guesses are left alone"
+
+
+@pytest.mark.parametrize("free", [0.02, -1.0], ids=["free members", "every member must be chosen"])
+@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
+def test_the_law_is_kept(verifier: object, free: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto, "FREE", free)
+    monkeypatch.setattr(auto, "clock", itertools.count(0.0, 0.01).__next__)
+    target, draft = random_table(3, seed=1), random_table(3, seed=2)
+    engine = engine_of_tables(target)
+    pipeline = Pipeline((), greedy=False)
+
+    def make() -> Auto:
+        model = DraftModel(TabularModel(draft, 3, name="draft"), length=2, confidence=0.0)
+        return Auto(copy="ngram", table=None, draft=model, shape="chain")
+
+    law = decoded(engine, [0, 1, 0, 2, 0], 3, make, verifier, pipeline).law  # type: ignore[arg-type]
+    assert distance(law, autoregressive(engine.model, pipeline, [0, 1, 0, 2, 0], 3)) < 1e-9
+
+
+def engine_of_tables(table: object) -> object:
+    from paceline import Engine
+
+    return Engine(TabularModel(table, 3), drafter="none", nodes=6, max_rows=2)  # type: ignore[arg-type]
+
+
+def test_batches_with_every_member_are_exact() -> None:
+    module = llama()
+    draft = DraftModel(llama(seed=3, layers=1), fast=False)
+    engine = engine_of(module)
+    engine.model.costs = PassCosts({1: 1.0, 64: 2.0})
+    chooser = Auto(draft=draft)
+    wanted = [generated(module, prompt, 40) for prompt in PROMPTS]
+    for result, tokens in zip(results(engine, PROMPTS, drafter=chooser, max_new_tokens=40), wanted, strict=True):
+        assert result.tokens == tokens[: len(result.tokens)]
+        assert result.stats.accepted > 0
+    sampled = {"temperature": 0.9, "seed": 3, "max_new_tokens": 24}
+    plain = results(engine, PROMPTS, **sampled)
+    assert [r.tokens for r in results(engine, PROMPTS, drafter=chooser, **sampled)] == [r.tokens for r in plain]
+
+
+def test_the_pocket_draft_is_left_out_where_the_vocabulary_differs() -> None:
+    chooser = Auto()
+    engine_of(llama(), chooser)
+    assert len(chooser.members) == 2
+    with pytest.raises(BadRequest, match="vocabular"):
+        engine_of(llama(), "auto(draft=draft)")
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"), [("auto(most=0)", "most"), ("auto(explore=-1)", "explore"), ("auto(shape=ring)", "shape")]
+)
+def test_bad_options_are_named(spec: str, named: str) -> None:
+    with pytest.raises(BadRequest, match=named):
+        registry.build("drafter", spec)
+
+
+def test_a_chain_is_kept_a_chain() -> None:
+    with pytest.raises(BadRequest, match="drafts trees"):
+        Auto(copy="ngram(candidates=3)", shape="chain")
+    engine = engine_of(llama(), Auto(draft=None, shape="chain"))
+    with torch.inference_mode():
+        result = engine.generate(PROMPTS[2], max_new_tokens=20, temperature=0.7, verifier="rejection")
+    assert len(result.tokens) == 20 or result.finish_reason == "stop"
