@@ -14,6 +14,7 @@ from paceline.drafters.draft import DraftModel
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
 from paceline.drafters.recycling import Recycling
+from paceline.drafters.suffix import Suffix
 from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
 from paceline.testing import TabularModel, random_table
@@ -76,6 +77,7 @@ CHAINS: dict[str, Make] = {
     "drawn from the target": lambda: Tabular(TARGET, 2),
     "ngram": NGram,
     "recycling chain": lambda: Recycling(template="0 00"),
+    "suffix chain": lambda: Suffix(tree=False, confidence=0.0),
     "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
     "ngram, else draft": lambda: Turns(
         NGram(), DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0), least=2
@@ -86,6 +88,7 @@ TREES: dict[str, Make] = {
     "fixed tree with twins": lambda: Fixed((1, 1, 0, 2, 0, 1), (0, 0, 0, 1, 1, 2)),
     "hostile tree": lambda: Hostile(VOCABULARY),
     "ngram tree": lambda: NGram(candidates=3),
+    "suffix": Suffix,
     "recycling": Recycling,
 }
 DRAFTERS: dict[str, Make] = {**CHAINS, **TREES}
