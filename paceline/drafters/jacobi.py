@@ -1,0 +1,130 @@
+"""Jacobi decoding: the target solves for several tokens at once and so drafts for itself.
+
+The next `n` tokens are the solution of `y_i = choose(p(. | text, y_1 .. y_{i-1}))`, i = 1..n. One pass over the last
+token and a guess `y_1 .. y_{n-1}` computes all right-hand sides, which are the next guess; the solution is reached when
+nothing changes, after at most n passes. The guess is a chain under the root, so the verifier commits every leading
+token that is right at once, and the window moves on behind it:
+
+    guess     root y1 y2 y3 y4        y1 is right, y2 is not
+    pass       y1 z2 z3 z4 z5         y1 and z2 are committed
+    guess     z2  z3 z4 z5 fresh      the rest of what the pass said, and fresh guesses to fill the window
+
+`choose` is what makes the solution the text that plain decoding writes: greedily the best token; under a verifier that
+draws with the seed's noise, the token that this noise picks at that position, so that sampled text has a fixed point
+too. Under other verifiers the best token, which they accept most often. Every node is judged with the policy's state
+along its own guess. A window of one token is plain decoding.
+
+A model that was not trained for it says little that is right behind a wrong token: expect gains where the text repeats
+itself or the model was tuned to consistency.
+
+Paper: Santilli et al., "Accelerating Transformer Inference for Translation via Parallel Decoding", 2023 (which commits
+a whole block at its fixed point).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from paceline.drafters.base import Drafter, Outcome
+from paceline.errors import BadRequest
+from paceline.models.causal import CausalModel
+from paceline.registry import Guarantee, method
+from paceline.sequence import Sequence
+from paceline.tree import TokenTree
+
+#: Where fresh guesses come from.
+INITS = ("text", "random", "repeat")
+#: One guessed token, or the law `[V]` (log-probabilities, on the host) that it is to be drawn from.
+Guess = int | torch.Tensor
+
+
+@method(
+    name="jacobi",
+    kind="drafter",
+    guarantee=Guarantee.LOSSLESS,
+    summary="The target guesses several tokens at once and corrects all of them in every pass.",
+    paper="Accelerating Transformer Inference for Translation via Parallel Decoding",
+    year=2023,
+)
+@dataclass(eq=False)
+class Jacobi(Drafter):
+    """Jacobi decoding with early commit.
+
+    Attributes:
+        block: tokens solved for at once, n; a pass scores n - 1 guesses. By default as many as ride along with it.
+        init: fresh guesses: `"text"` (tokens of the text so far, at random places), `"random"` (any tokens) or
+            `"repeat"` (the token to the left).
+    """
+
+    block: int | None = None
+    init: str = "text"
+    drafts = frozenset({"shared", "fixed"})
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__.lower()
+        if self.block is not None and self.block < 1:
+            raise BadRequest(f"{name}(block={self.block}): an integer of at least 1 is needed")
+        if self.init not in INITS:
+            raise BadRequest(f"{name}(init={self.init!r}): one of {', '.join(map(repr, INITS))} is needed")
+        self._spare, self._vocabulary = 1, 1
+
+    def attach(self, target: CausalModel) -> None:
+        self._spare, self._vocabulary = target.spare, target.vocab_size
+
+    def begin(self, sequence: Sequence) -> None:
+        sequence.drafts = []
+
+    def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        most = self._spare if self.block is None else self.block - 1
+        return [
+            self._chain(sequence, sequence.drafts, min(most, nodes, depth))
+            for sequence, (nodes, depth) in zip(sequences, budget, strict=True)
+        ]
+
+    def observe(self, outcomes: Seq[Outcome]) -> None:
+        asked = [self._ask(outcome, _behind(outcome)) for outcome in outcomes]
+        # Everything the host needs leaves the device in one transfer.
+        host = torch.cat([part.flatten() for part in asked]).cpu().split([part.numel() for part in asked])
+        for outcome, part, answer in zip(outcomes, asked, host, strict=True):
+            outcome.sequence.drafts = self._guesses(answer.view(part.shape))
+
+    def _ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
+        """What the host must know of the guesses that follow some nodes, `[n]` or `[n, ...]` float64 on the device."""
+        scores, sequence = outcome.scores[nodes], outcome.sequence
+        if not nodes or sequence.pipeline.greedy or "shared" not in sequence.verifier.judges:
+            return scores.argmax(-1).double()
+        first = sequence.generated - len(outcome.tokens)
+        return sequence.chance.couple(scores, [first + int(outcome.tree.depth[node]) for node in nodes]).double()
+
+    def _guesses(self, answer: torch.Tensor) -> list[Guess]:
+        """The guesses that an answer to `_ask`, now on the host, stands for."""
+        return [int(token) for token in answer.tolist()]
+
+    def _chain(self, sequence: Sequence, guesses: Seq[Guess], count: int) -> TokenTree:
+        known = [guess for guess in guesses[:count] if isinstance(guess, int)]
+        return TokenTree.chain(sequence.tokens[-1], self._fill(sequence.tokens, known, count))
+
+    def _fill(self, text: list[int], known: list[int], count: int) -> list[int]:
+        """`known` and fresh guesses behind it, `count` in all; a function of the text alone."""
+        missing = count - len(known)
+        if missing <= 0:
+            return known
+        if self.init == "repeat":
+            return known + [known[-1] if known else text[-1]] * missing
+        generator = np.random.default_rng(len(text))
+        if self.init == "random":
+            return known + generator.integers(self._vocabulary, size=missing).tolist()
+        return known + [text[place] for place in generator.integers(len(text), size=missing).tolist()]
+
+
+def _behind(outcome: Outcome) -> list[int]:
+    """The nodes under the last accepted one, always the first child: each says what may come one token later."""
+    children, node, nodes = outcome.tree.children, outcome.path[-1], []
+    while children[node]:
+        node = children[node][0]
+        nodes.append(node)
+    return nodes
