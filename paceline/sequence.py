@@ -11,7 +11,7 @@ from paceline.requests import Stats, TokenLogprob
 from paceline.text import Detokenizer
 
 if TYPE_CHECKING:
-    from paceline.caches import Row
+    from paceline.caches import Row, TrieCache
     from paceline.drafters.base import Drafter
     from paceline.requests import Request
     from paceline.verifiers.base import Verifier
@@ -31,7 +31,7 @@ class Sequence:
         drafter, verifier: the parts that serve it.
         drafts: the drafter's state for this sequence (owned by the drafter, stored here).
         end_tokens: ids that end its text.
-        row: its cache row, while it runs.
+        row: its cache row, while it runs, and `cache` the target's cache that holds it.
         stop_reason: the stop string or token id that ended it.
     """
 
@@ -48,6 +48,7 @@ class Sequence:
     state: tuple[Any, ...] = ()
     drafts: Any = None
     row: Row | None = None
+    cache: TrieCache | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)

@@ -38,11 +38,13 @@ class Row:
     Attributes:
         trunk: committed slots.
         parents: parent of each crown node: an earlier crown node, or -1 for the tip of the trunk.
+        prompt: how many of the first tokens were given; what follows was generated.
     """
 
     index: int
     trunk: int = 0
     parents: list[int] = field(default_factory=list)
+    prompt: int = 0
 
     @property
     def length(self) -> int:

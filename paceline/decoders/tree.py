@@ -88,7 +88,8 @@ class TreeDecoder:
             self._step([sequence])
 
     def _begin(self, sequence: Sequence) -> None:
-        sequence.row = self.cache.allocate()
+        sequence.cache, sequence.row = self.cache, self.cache.allocate()
+        sequence.row.prompt = sequence.prompt_length
         self.running.append(sequence)
         prompt = tuple(sequence.tokens)
         context = Context(prompt, self.model.vocab_size, sequence.end_tokens, self.model.device)

@@ -22,7 +22,10 @@ Mask = torch.Tensor | dict[str, torch.Tensor]
 
 
 class Forward(Protocol):
-    """How a batch of nodes is turned into logits: the module's own forward pass, or a faster equal one."""
+    """How a batch of nodes is turned into logits: the module's own forward pass, or a faster equal one.
+
+    That of a model which offers views takes one as `view=`.
+    """
 
     kv_dtype: torch.dtype
 
@@ -34,7 +37,6 @@ class Forward(Protocol):
         cache: TrieCache,
         rows: torch.Tensor | None,
         hidden: tuple[int, ...] = (),
-        view: View | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]: ...
 
 
@@ -311,7 +313,7 @@ class CausalModel:
         )
         return logits, taps, starts
 
-    def _steered(self, view: View | None, rows: Seq[Row], extension: Extension) -> dict[str, View]:
+    def _steered(self, view: View | None, rows: Seq[Row], extension: Extension) -> dict[str, Any]:
         """The view of one pass, if any: the one asked for, or that of the model's own rule."""
         if view is None and self.rule is not None:
             prompts = np.array([row.prompt for row in rows])[:, None]

@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicCache
 from paceline.models.attention import Prepared, attend, prepare
 from paceline.models.fusable import ACTIVATIONS, fusable
 from paceline.models.packing import ROWS, linear_pointwise, pack, packed_bytes, release
+from paceline.models.views import Runs, View
 
 _binary = torch.ops.mkldnn._linear_pointwise.binary
 #: Largest accepted difference from the module's logits, in standard deviations of the logits.
@@ -63,6 +64,22 @@ class _Matrix:
         for linear in () if keep else linears:
             release(linear.weight)
 
+    def times(self, x: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
+        """`[R, in]` to `[R, out]`, with the bias, then the activation."""
+        return linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
+
+    def combined(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        """The product "add"ed to, or "mul"tiplied by, `other` `[R, out]`."""
+        return _binary(x, other, self.packed, self.bias, operation)
+
+    def dense(self) -> Tensor:
+        """`[out, in]`, unpacked."""
+        return self.packed.to_dense()
+
+    @property
+    def nbytes(self) -> int:
+        return packed_bytes(self.packed)
+
     def restore(self) -> None:
         """Fill the layers' weights again, bit for bit."""
         if self.keep:
@@ -75,7 +92,7 @@ class _Matrix:
 class _Layer:
     """One decoder layer. `kind` is its entry in the config's `layer_types`, `index` its place in the cache."""
 
-    def __init__(self, layer: Any, kind: str | None, activation: str) -> None:
+    def __init__(self, layer: Any, kind: str | None, activation: str, keep: bool = False) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.kind, self.index, self.scale = kind, int(attention.layer_idx), float(attention.scaling)
         self.dim = int(attention.head_dim)
@@ -86,16 +103,20 @@ class _Layer:
         if hasattr(attention, "q_norm"):
             self.head_norm = _Norm([attention.q_norm] * self.queries + [attention.k_norm] * self.keys)
         self.act, self.algorithm = ACTIVATIONS[activation]
-        self.qkv = _Matrix(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.o, self.gate = _Matrix(attention.o_proj), _Matrix(mlp.gate_proj)
-        self.up, self.down = _Matrix(mlp.up_proj), _Matrix(mlp.down_proj)
+        self.qkv = _Matrix(attention.q_proj, attention.k_proj, attention.v_proj, keep=keep)
+        self.o, self.gate = _Matrix(attention.o_proj, keep=keep), _Matrix(mlp.gate_proj, keep=keep)
+        self.up, self.down = _Matrix(mlp.up_proj, keep=keep), _Matrix(mlp.down_proj, keep=keep)
 
     def __call__(self, x: Tensor, step: _Step) -> Tensor:
         """`[R, d]` to `[R, d]`; only the first B x T rows are real and reach the cache."""
+        return self.feed(self.attend(x, x, step))
+
+    def attend(self, source: Tensor, x: Tensor, step: _Step) -> Tensor:
+        """`x` and the attention sub-block of `source`, which is `x` itself in the whole model."""
         batch, width = step.shape
         both = self.queries + self.keys
-        h = self.before(x).to(x.dtype)
-        qkv = linear_pointwise(h, self.qkv.packed, self.qkv.bias, "none", [], "").float()
+        h = self.before(source).to(x.dtype)
+        qkv = self.qkv.times(h).float()
         heads = qkv.view(len(x), -1, self.dim)
         qk = heads[:, :both]
         if self.head_norm is not None:
@@ -107,12 +128,39 @@ class _Layer:
         value = heads[:real, both:].unflatten(0, step.shape).transpose(1, 2)
         keys, values = step.cache.update(qk[:, self.queries :], value, self.index)
         out = step.mixed[:real].view(batch, width, self.queries, self.dim)
+        # Caches of a module that was not fused may hold another dtype.
+        keys, values = keys.float(), values.float()
         attend(qk[:, : self.queries], keys, values, step.prepared[self.kind], self.scale, out=out)
-        x = _binary(step.mixed, x, self.o.packed, self.o.bias, "add")
+        return self.o.combined(step.mixed, x, "add")
+
+    def feed(self, x: Tensor) -> Tensor:
+        """`x` and its feed-forward sub-block."""
         h = self.between(x).to(x.dtype)
-        gate = linear_pointwise(h, self.gate.packed, self.gate.bias, self.act, [], self.algorithm)
-        h = _binary(h, gate, self.up.packed, self.up.bias, "mul")
-        return _binary(h, x, self.down.packed, self.down.bias, "add")
+        h = self.up.combined(h, self.gate.times(h, self.act, self.algorithm), "mul")
+        return self.down.combined(h, x, "add")
+
+    def follow(self, view: View, number: int, x: Tensor, step: _Step) -> Tensor:
+        """As much of the layer as the view runs."""
+        runs = view.attends(number)
+        if runs is not False:
+            x = _where(runs, self.attend(view.source(number, x), x, step), x)
+        runs = view.feeds(number)
+        if runs is not False:
+            after, real = self.feed(x), step.shape[0] * step.shape[1]
+            view.fed(number, x[:real], after[:real])
+            x = _where(runs, after, x)
+        return x
+
+    def matrices(self) -> dict[str, _Matrix]:
+        return {name: getattr(self, name) for name in ("qkv", "o", "gate", "up", "down")}
+
+
+def _where(runs: Runs, changed: Tensor, x: Tensor) -> Tensor:
+    """`changed` in the rows that run, `x` in the others and in padding."""
+    if isinstance(runs, bool):
+        return changed
+    padded = F.pad(runs, (0, len(x) - len(runs)))
+    return torch.where(padded[:, None], changed, x)
 
 
 class _Step(NamedTuple):
@@ -142,6 +190,7 @@ class FusedDecoder:
 
     Args:
         module: a loaded decoder-only module with a language-model head, in bfloat16 or float32.
+        keep: leave the module its matrices; memory doubles.
 
     Raises:
         ValueError: the module is not `fusable`, or its own logits come out otherwise; it is left as it was.
@@ -149,7 +198,7 @@ class FusedDecoder:
 
     kv_dtype = torch.float32
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, keep: bool = False) -> None:
         reason = fusable(module)
         if reason is not None:
             raise ValueError(f"module: {reason}")
@@ -160,9 +209,9 @@ class FusedDecoder:
         self._rotary = body.rotary_emb
         self._rope = _rope_table(self._rotary, 512)
         self._norm = _Norm([body.norm])
-        self._head = _Matrix(module.lm_head, keep=module.lm_head.weight is body.embed_tokens.weight)
+        self._head = _Matrix(module.lm_head, keep=keep or module.lm_head.weight is body.embed_tokens.weight)
         kinds = getattr(config, "layer_types", None) or [None] * len(body.layers)
-        self._layers = [_Layer(*pair, config.hidden_act) for pair in zip(body.layers, kinds, strict=True)]
+        self._layers = [_Layer(*pair, config.hidden_act, keep) for pair in zip(body.layers, kinds, strict=True)]
         try:
             self._verify(tokens, expected)
         except BaseException:
@@ -172,7 +221,7 @@ class FusedDecoder:
     @property
     def nbytes(self) -> int:
         """Bytes of packed weights; a forward pass reads all of them."""
-        return sum(packed_bytes(matrix.packed) for matrix in self._matrices())
+        return sum(matrix.nbytes for matrix in self._matrices())
 
     def undo(self) -> None:
         """Give the module its weights back, bit for bit. The decoder is unusable afterwards."""
@@ -188,6 +237,7 @@ class FusedDecoder:
         cache: Any,
         rows: Tensor | None = None,
         hidden: tuple[int, ...] = (),
+        view: View | None = None,
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """One forward pass.
 
@@ -198,6 +248,7 @@ class FusedDecoder:
             cache: its `update(k, v, layer)` stores `[B, Hk, T, D]` and returns float32 `[B, Hk, S, D]`.
             rows: flat indices into B x T for which results are wanted; None: all.
             hidden: layers whose hidden states are wanted too (0: embeddings, L: after the last norm).
+            view: which parts run; all by default.
 
         Returns:
             Logits `[N, V]` float32 and `{layer: [N, d]}` in the module's dtype, N = len(rows) or B x T.
@@ -205,24 +256,34 @@ class FusedDecoder:
         batch, width = tokens.shape
         real = batch * width
         spare = max(0, ROWS - real)
-        x = F.embedding(F.pad(tokens.flatten(), (0, spare)) if spare else tokens.flatten(), self._table)
+        if view is None or view.states is None:
+            x = F.embedding(F.pad(tokens.flatten(), (0, spare)) if spare else tokens.flatten(), self._table)
+        else:
+            x = F.pad(view.states.flatten(0, 1), (0, 0, 0, spare)).to(self.dtype)
         rope = self._rotation(F.pad(positions.flatten(), (0, spare)) if spare else positions.flatten())
         first = self._layers[0]
         mixed = x.new_zeros(len(x), first.queries * first.dim)
         step = _Step((batch, width), rope[:, :1], rope[:, 1:], self._prepare(mask), cache, mixed)
         taps: dict[int, Tensor] = {}
-        for number, layer in enumerate(self._layers):
+        for number, layer in self._run(view):
             if number in hidden:
                 taps[number] = x
-            x = layer(x, step)
+            x = layer(x, step) if view is None else layer.follow(view, number, x, step)
+        if view is not None and view.last in hidden:
+            taps[view.last] = x
         return self._finish(x, real, rows, taps, len(self._layers) in hidden)
+
+    def _run(self, view: View | None) -> list[tuple[int, _Layer]]:
+        """The layers of a pass, with their numbers."""
+        whole = list(enumerate(self._layers))
+        return whole if view is None else whole[view.first : view.last]
 
     def project(self, normed: Tensor) -> Tensor:
         """Logits `[N, V]` float32 of hidden states `[N, d]` behind the last norm."""
         count = len(normed)
         if count < ROWS:
             normed = F.pad(normed, (0, 0, 0, ROWS - count))
-        return linear_pointwise(normed, self._head.packed, self._head.bias, "none", [], "")[:count].float()
+        return self._head.times(normed)[:count].float()
 
     def _finish(
         self, x: Tensor, real: int, rows: Tensor | None, taps: dict[int, Tensor], last: bool
@@ -246,8 +307,7 @@ class FusedDecoder:
         return self._rope.index_select(0, positions)
 
     def _matrices(self) -> list[_Matrix]:
-        parts = [m for layer in self._layers for m in (layer.qkv, layer.o, layer.gate, layer.up, layer.down)]
-        return [*parts, self._head]
+        return [*(matrix for layer in self._layers for matrix in layer.matrices().values()), self._head]
 
     def _verify(self, tokens: Tensor, expected: Tensor) -> None:
         length = tokens.shape[1]
