@@ -34,6 +34,8 @@ BRANCHING = (
     "ngram(candidates=4, confidence=0)",
     "suffix",
     "recycling",
+    "lookahead",
+    "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "auto(draft=draft(model='{draft}'))",
 )

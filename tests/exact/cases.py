@@ -11,9 +11,12 @@ from paceline import registry
 from paceline.api import Engine
 from paceline.drafters.base import Drafter
 from paceline.drafters.draft import DraftModel
+from paceline.drafters.jacobi import Jacobi
+from paceline.drafters.lookahead import Lookahead
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
 from paceline.drafters.recycling import Recycling
+from paceline.drafters.sjd import SJD
 from paceline.drafters.suffix import Suffix
 from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
@@ -77,6 +80,9 @@ CHAINS: dict[str, Make] = {
     "drawn from the target": lambda: Tabular(TARGET, 2),
     "ngram": NGram,
     "recycling chain": lambda: Recycling(template="0 00"),
+    "jacobi": lambda: Jacobi(block=3),
+    "sjd": lambda: SJD(block=3),
+    "sjd that repeats": lambda: SJD(block=4, init="repeat"),
     "suffix chain": lambda: Suffix(tree=False, confidence=0.0),
     "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
     "ngram, else draft": lambda: Turns(
@@ -90,6 +96,7 @@ TREES: dict[str, Make] = {
     "ngram tree": lambda: NGram(candidates=3),
     "suffix": Suffix,
     "recycling": Recycling,
+    "lookahead": lambda: Lookahead(window=2, ngram=3, guesses=2),
 }
 DRAFTERS: dict[str, Make] = {**CHAINS, **TREES}
 #: A new verifier joins the proofs by a line here, and its mutants by theirs in `test_mutants`.
