@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,10 @@ def lm(
     tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in optimizer steps.")] = None,
     teacher: Annotated[Path | None, typer.Option(help="Distil from the model in this folder.")] = None,
+    own_text: Annotated[
+        float | None, typer.Option(help="Part of its lessons that the teacher writes itself [default: 0.6].")
+    ] = None,
+    lessons: Annotated[int | None, typer.Option(help="Tokens of the teacher's lessons [default: 3000000].")] = None,
     distill: Annotated[float, typer.Option(help="Weight of the teacher against the text, 0 to 1.")] = 0.9,
     corpus: Annotated[
         list[Path] | None, typer.Option(help="Folder of Python files instead of the installed packages.")
@@ -45,6 +49,9 @@ def lm(
 ) -> None:
     """Train a language model on Python source: corpus, tokenizer, packing and training in one go.
 
+    With a teacher, the teacher first continues prompts cut from the training text, and the model learns from what it
+    wrote and from its guesses at every token.
+
     Stop it with ctrl-C and go on with --resume. The budget counts work, so a suspended run loses nothing.
     """
     import torch
@@ -52,6 +59,7 @@ def lm(
     from paceline.errors import BadRequest
     from paceline.training import corpus as texts
     from paceline.training import lm as training
+    from paceline.training.lessons import Writing
     from paceline.training.recipe import Recipe, run
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -78,7 +86,12 @@ def lm(
             device=device,
             seed=seed,
         )
-        recipe = Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, vocabulary)
+        asked: dict[str, Any] = {"share": own_text, "tokens": lessons}
+        given = {name: value for name, value in asked.items() if value is not None}
+        if given and teacher is None:
+            raise BadRequest("--own-text and --lessons need a --teacher")
+        writing = Writing(length=length, **given) if teacher is not None else None
+        recipe = Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, writing, vocabulary)
         run(recipe, config, resume)
     except BadRequest as error:
         raise typer.BadParameter(str(error)) from error

@@ -1,9 +1,9 @@
 """Train a small language model: one loop, one checkpoint, one Hugging Face folder.
 
 The budget is tokens, steps or minutes of work, whichever comes first, and the learning-rate schedule follows
-the fraction of it that is used, so that a run of `minutes=90` ends on time *with* its decay. With a teacher,
-the loss mixes cross-entropy with the divergence from the teacher's next-token distribution: a draft learns to
-guess what its target would say.
+the fraction of it that is used, so that a run of `minutes=90` ends on time *with* its decay. A run on lessons
+(see `lessons`) mixes cross-entropy with the divergence from the teacher's guesses: a draft learns to guess what
+its target would say.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerF
 
 from paceline.errors import BadRequest
 
+from .lessons import Guesses, Lessons, lesson_loss
 from .packing import PackedTokens
 from .report import Reporter
 from .schedule import OPTIMIZERS, ActiveClock, make_optimizers, rate, set_rate
@@ -57,7 +58,7 @@ class LMConfig:
     weight_decay: float = 0.1
     clip: float = 1.0
     distill: float = 0.9
-    """Weight of the teacher's divergence against cross-entropy; used only with a teacher."""
+    """Weight of the divergence from the teacher against cross-entropy; used only with lessons."""
     bf16: bool = True
     """Autocast matrix products to bfloat16; weights and optimizer state stay float32."""
     device: str = "cpu"
@@ -102,12 +103,11 @@ class Trainer:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerFast,
-        train: PackedTokens,
+        train: PackedTokens | Lessons,
         validation: PackedTokens,
         config: LMConfig,
         out: Path,
         checkpoint: Path,
-        teacher: PreTrainedModel | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -116,10 +116,7 @@ class Trainer:
         self.config = config
         self.out = out
         self.checkpoint = checkpoint
-        self.teacher = teacher
-        for module in (model, teacher):
-            if module is not None:
-                nn.Module.to(module, config.device)
+        nn.Module.to(model, config.device)
         self.optimizers = make_optimizers(model, config.optimizer, config.lr, config.weight_decay)
         self.step = 0
         self.clock = ActiveClock()
@@ -152,12 +149,11 @@ class Trainer:
         """One optimizer step on `batch` windows; returns the mean loss in nats per token."""
         config = self.config
         set_rate(self.optimizers, config.lr * rate(self.progress, config.warmup, config.decay))
-        batch = self.train.batch(self.step, config.batch).to(config.device)
         parts = config.batch // config.micro_batch
         total = 0.0
         self.model.train()
-        for windows in batch.chunk(parts):
-            loss = self.loss(windows) / parts
+        for windows, guesses in self._micro_batches():
+            loss = self.loss(windows, guesses) / parts
             loss.backward()
             total += float(loss.detach())
         nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
@@ -167,16 +163,22 @@ class Trainer:
         self.step += 1
         return total
 
-    def loss(self, windows: torch.Tensor) -> torch.Tensor:
-        """Loss of windows `[batch, length + 1]`: cross-entropy, mixed with KL(teacher || model)."""
-        logits = self._logits(self.model, windows)
-        loss = F.cross_entropy(logits, windows[:, 1:].reshape(-1))
-        if self.teacher is None:
-            return loss
-        with torch.no_grad():
-            goal = self._logits(self.teacher, windows).log_softmax(-1)
-        divergence = F.kl_div(logits.log_softmax(-1), goal, log_target=True, reduction="batchmean")
-        return torch.lerp(loss, divergence, self.config.distill)
+    def _micro_batches(self) -> Iterator[tuple[torch.Tensor, Guesses | None]]:
+        """The windows `[micro_batch, length + 1]` of this step, with the teacher's guesses if there are any."""
+        config = self.config
+        batch = self.train.batch(self.step, config.batch)
+        windows, guesses = batch if isinstance(batch, tuple) else (batch, None)
+        for start in range(0, config.batch, config.micro_batch):
+            part = slice(start, start + config.micro_batch)
+            theirs = guesses and Guesses(*(t[part].to(config.device) for t in guesses))
+            yield windows[part].to(config.device), theirs
+
+    def loss(self, windows: torch.Tensor, guesses: Guesses | None = None) -> torch.Tensor:
+        """Loss of windows `[batch, length + 1]`: cross-entropy, mixed with the divergence from a teacher's guesses."""
+        logits, targets = self._logits(self.model, windows), windows[:, 1:].flatten()
+        if guesses is None:
+            return F.cross_entropy(logits, targets)
+        return lesson_loss(logits, targets, Guesses(*(t.flatten(0, 1) for t in guesses)), self.config.distill)
 
     def _logits(self, model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
         """Float32 logits of every next token, `[batch * length, vocabulary]`."""

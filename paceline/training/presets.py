@@ -20,7 +20,7 @@ class Shape(NamedTuple):
 
 PRESETS = {
     "pocket-code": Shape(hidden=384, layers=4, heads=6, intermediate=1024),
-    "pocket-code-draft": Shape(hidden=128, layers=2, heads=2, intermediate=384),
+    "pocket-code-draft": Shape(hidden=256, layers=2, heads=4, intermediate=768),
     "tiny": Shape(hidden=32, layers=1, heads=2, intermediate=64),
 }
 """`tiny` learns next to nothing; it is there to try the recipe in seconds."""

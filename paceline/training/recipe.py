@@ -1,4 +1,4 @@
-"""From nothing to a trained folder: corpus, tokenizer, packed tokens, training.
+"""From nothing to a trained folder: corpus, tokenizer, packed tokens, a teacher's lessons, training.
 
 Every stage leaves its result in the work folder and is skipped when that is there, so a second run (or a
 draft trained beside its target) starts where the first one got to.
@@ -6,18 +6,28 @@ draft trained beside its target) starts where the first one got to.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from paceline.errors import BadRequest
 
 from .corpus import DEFAULT_ROOM, Document, Source, build_corpus
+from .lessons import Lessons, Writing, describe, embeddings, halve_products, write_lessons
 from .lm import LMConfig, Trainer
 from .packing import PackedTokens, pack
 from .presets import check_preset, preset_config
@@ -39,10 +49,14 @@ class Recipe:
     """An optional folder of extra text."""
     teacher: Path | None = None
     """A folder whose model is distilled; its tokenizer is used as well."""
+    writing: Writing | None = None
+    """What the teacher writes for the model to learn from; needed with a teacher."""
     vocabulary: int = VOCABULARY
 
     def __post_init__(self) -> None:
         check_preset(self.preset)
+        if (self.teacher is None) != (self.writing is None):
+            raise BadRequest("lessons need a teacher, and a teacher gives lessons")
 
     @property
     def checkpoint(self) -> Path:
@@ -59,32 +73,62 @@ def run(recipe: Recipe, config: LMConfig, resume: bool = False, console: Console
         raise BadRequest(f"{recipe.checkpoint} exists: continue it with --resume, or choose another --work")
     torch.manual_seed(config.seed)
     tokenizer = prepare(recipe, console)
-    end = tokenizer.eos_token_id
-    model = LlamaForCausalLM(preset_config(recipe.preset, len(tokenizer), end, config.length))
+    text = PackedTokens(recipe.work / "train.bin", config.length, config.seed)
+    model = LlamaForCausalLM(preset_config(recipe.preset, len(tokenizer), tokenizer.eos_token_id, config.length))
+    train: PackedTokens | Lessons = text
+    if recipe.teacher is not None:
+        teacher = load_teacher(recipe.teacher, len(tokenizer), config.device)
+        model = LlamaForCausalLM(student_config(recipe.preset, teacher))
+        borrow_embeddings(model, teacher, np.bincount(text.tokens, minlength=len(tokenizer)))
+        train = learn(recipe, teacher, text, config.seed, console)
     console.print(f"{recipe.preset}: {model.num_parameters() / 1e6:.2f} million parameters", highlight=False)
-    trainer = Trainer(
-        model,
-        tokenizer,
-        PackedTokens(recipe.work / "train.bin", config.length, config.seed),
-        PackedTokens(recipe.work / "validation.bin", config.length),
-        config,
-        recipe.out,
-        recipe.checkpoint,
-        load_teacher(recipe.teacher, len(tokenizer)),
-    )
+    validation = PackedTokens(recipe.work / "validation.bin", config.length)
+    trainer = Trainer(model, tokenizer, train, validation, config, recipe.out, recipe.checkpoint)
     if resume:
         trainer.resume()
     return trainer.run(Reporter(console, config.log_seconds))
 
 
-def load_teacher(folder: Path | None, vocabulary: int) -> PreTrainedModel | None:
-    """The teacher in bfloat16, if its vocabulary is the student's."""
-    if folder is None:
-        return None
-    teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+def load_teacher(folder: Path, vocabulary: int, device: str) -> PreTrainedModel:
+    """The teacher, ready to write, if its vocabulary is the student's."""
+    teacher: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     if teacher.config.vocab_size != vocabulary:
         raise BadRequest(f"the teacher has {teacher.config.vocab_size} tokens, the tokenizer {vocabulary}")
+    halve_products(teacher)
+    nn.Module.to(teacher.eval(), device)
     return teacher
+
+
+def student_config(preset: str, teacher: PreTrainedModel) -> LlamaConfig:
+    """A preset with the teacher's vocabulary and context, though its lessons may be shorter."""
+    config = teacher.config
+    return preset_config(preset, config.vocab_size, config.eos_token_id, config.max_position_embeddings)
+
+
+@torch.no_grad()
+def borrow_embeddings(model: PreTrainedModel, teacher: PreTrainedModel, counts: np.ndarray) -> None:
+    """Start from the principal components of the teacher's embeddings, weighted by the tokens' `counts` `[V]`.
+
+    Which tokens are alike takes more text to learn than anything else in a small model, and the teacher knows it.
+    """
+    theirs, ours = embeddings(teacher).float(), embeddings(model)
+    share = torch.from_numpy(counts / counts.sum()).to(theirs)
+    _, axes = torch.linalg.eigh(theirs.T @ (share[:, None] * theirs))
+    width = min(ours.shape[1], theirs.shape[1])
+    ours[:, :width] = theirs @ axes.flip(1)[:, :width]
+
+
+def learn(recipe: Recipe, teacher: PreTrainedModel, text: PackedTokens, seed: int, console: Console) -> Lessons:
+    """The teacher's lessons, written to the work folder if they are not there."""
+    assert recipe.writing is not None
+    path = recipe.work / "lessons.bin"
+    if not path.exists():
+        with Progress(console=console) as progress:
+            task = progress.add_task("the teacher writes", total=recipe.writing.rows)
+            write_lessons(teacher, text, recipe.writing, path, seed, partial(progress.advance, task))
+    if json.loads(path.with_suffix(".json").read_text()) != describe(teacher, recipe.writing):
+        raise BadRequest(f"{path} was written by another teacher or with other options: choose another --work")
+    return Lessons(path, seed)
 
 
 def prepare(recipe: Recipe, console: Console) -> PreTrainedTokenizerFast:

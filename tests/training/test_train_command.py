@@ -36,8 +36,13 @@ def test_recipe_then_resume_then_draft(corpus: Path, tmp_path: Path) -> None:
     assert call("--out", out, "--steps", 3, "--resume", *common).exit_code == 0
     AutoModelForCausalLM.from_pretrained(out)
     assert len(AutoTokenizer.from_pretrained(out)) == 280
-    draft = call("--out", tmp_path / "draft", "--steps", 2, "--teacher", out, *SMALL, "--corpus", corpus)
+    taught = ["--out", tmp_path / "draft", "--teacher", out, "--lessons", 640, *SMALL, "--corpus", corpus]
+    draft = call("--steps", 2, *taught)
     assert draft.exit_code == 0, draft.output
+    assert call("--steps", 3, "--resume", *taught).exit_code == 0  # on the same lessons
+    other = call("--steps", 3, "--resume", "--own-text", 0.3, *taught)
+    assert other.exit_code == 2
+    assert "with other options" in other.output
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,7 @@ def test_recipe_then_resume_then_draft(corpus: Path, tmp_path: Path) -> None:
         (["--steps", "1", "--teacher", "nowhere"], "not a folder"),
         (["--steps", "1", "--optimizer", "sgd"], "unknown optimizer"),
         (["--steps", "1", "--resume"], "nothing to resume"),
+        (["--steps", "1", "--own-text", "0.5"], "need a --teacher"),
     ],
 )
 def test_bad_arguments_are_one_line_errors(arguments: list[str], message: str, corpus: Path, tmp_path: Path) -> None:
