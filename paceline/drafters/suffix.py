@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from bisect import bisect_left
 from collections.abc import Iterable, KeysView
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from paceline.drafters.base import Outcome, SequenceDrafter
+from paceline.drafters.odds import Odds
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
@@ -49,11 +49,8 @@ from paceline.tree import TokenTree
 ORDERS, PLACES, REACH = (8, 4, 2, 1), 16, 32
 #: How much more a place counts for each further token that agrees, up to how many, and for lying in the text itself.
 WEIGHT, STEEP, OWN = 2.0, 8, 8.0
-#: Chance that the next token is among the guesses when the best of them rests on at most `AGREEING[i]` agreeing tokens
-#: (last entry: on more), and how many observations of the sequence weigh as much.
-AGREEING = (1, 2, 3, 4, 8, 16)
+#: Chance that the next token is among the guesses, by the class of agreement that the best of them rests on.
 ODDS = (0.4, 0.55, 0.65, 0.72, 0.85, 0.92, 0.98)
-PRIOR = 8.0
 #: Stands between past outputs; no token.
 BREAK = -1
 
@@ -116,14 +113,12 @@ class Notes:
 
     Attributes:
         history: its text.
-        right, tried: places asked for the next token: how often it was among the guesses, and how often they were
-            asked, by class of agreement.
-        guesses: of the draft being judged: behind each drafted path, the class and the guessed tokens.
+        odds: the chance that the next token is among the guesses.
+        guesses: of the draft being judged: behind each drafted path, the best agreement and the guessed tokens.
     """
 
     history: History
-    right: list[float] = field(default_factory=lambda: [PRIOR * odds for odds in ODDS])
-    tried: list[float] = field(default_factory=lambda: [PRIOR] * len(ODDS))
+    odds: Odds = field(default_factory=lambda: Odds(ODDS))
     guesses: dict[tuple[int, ...], tuple[int, KeysView[int]]] = field(default_factory=dict)
 
     def learn(self, tokens: Seq[int]) -> None:
@@ -131,9 +126,8 @@ class Notes:
         for i, token in enumerate(tokens):
             if (asked := self.guesses.get(tuple(tokens[:i]))) is None:
                 break
-            group, guessed = asked
-            self.tried[group] += 1
-            self.right[group] += token in guessed
+            agreed, guessed = asked
+            self.odds.learn(agreed, token in guessed)
         self.guesses = {}
 
 
@@ -195,9 +189,8 @@ class Growth:
             best = max(best, source.agreed)
         if not followers:
             return
-        group = bisect_left(AGREEING, best + len(path))
-        self.notes.guesses[path] = group, followers.keys()
-        chance *= self.notes.right[group] / self.notes.tried[group] / sum(weights.values())
+        self.notes.guesses[path] = best + len(path), followers.keys()
+        chance *= self.notes.odds(best + len(path)) / sum(weights.values())
         for token, after in followers.items():
             entry = (-chance * weights[token], next(self._entries), node, (*path, token), after)
             heappush(self.heap, entry)

@@ -25,6 +25,8 @@ DRAFTERS: tuple[str, ...] = (
     "sjd(block=4, init=repeat)",
     "lookahead",
     "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false)",
+    "copyspec",
+    "copyspec(gamma=1, copy=4, fallback=draft(model='{draft}', confidence=0))",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
     "auto(draft=draft(model='{draft}'))",

@@ -142,8 +142,8 @@ def test_the_odds_follow_this_sequence() -> None:
         sequence = begun(drafter, [*range(1, 20), 99, 4])
         notes = sequence.drafts
         tell(drafter, sequence, drafter.draft(sequence, 9, 9), [5, 6, 50] if right else [50])
-        assert (notes.right[0] / notes.tried[0] > ODDS[0]) is right
-        assert (notes.tried[1] > notes.tried[-1]) is right, "what was not reached teaches nothing"
+        assert (notes.odds(1) > ODDS[0]) is right
+        assert (notes.odds(2) > ODDS[1]) is right, "what was not reached teaches nothing"
 
 
 # -- past outputs ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import torch
 from paceline import registry
 from paceline.api import Engine
 from paceline.drafters.base import Drafter
+from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.jacobi import Jacobi
 from paceline.drafters.lookahead import Lookahead
@@ -84,6 +85,9 @@ CHAINS: dict[str, Make] = {
     "sjd": lambda: SJD(block=3),
     "sjd that repeats": lambda: SJD(block=4, init="repeat"),
     "suffix chain": lambda: Suffix(tree=False, confidence=0.0),
+    "copyspec, else draft": lambda: CopySpec(
+        gamma=2, fallback=DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0)
+    ),
     "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
     "ngram, else draft": lambda: Turns(
         NGram(), DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0), least=2
