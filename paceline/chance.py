@@ -31,6 +31,25 @@ class Chance(ABC):
             `[n]` int64 tokens on the device of `scores`. Row i is distributed as `softmax(scores[i])`.
         """
 
+    def top(self, scores: torch.Tensor, positions: Sequence[int], count: int) -> torch.Tensor:
+        """The tokens that the noise of each row's position ranks first, the one that `couple` draws leading.
+
+        They are `count` draws without replacement. Where a row has fewer tokens of positive probability, what follows
+        them means nothing.
+
+        Returns:
+            `[n, count]` int64 tokens on the device of `scores`.
+        """
+        ranked = []
+        for _ in range(count):
+            ranked.append(self.couple(scores, positions))
+            scores = scores.scatter(-1, ranked[-1][:, None], -torch.inf)
+        return torch.stack(ranked, -1)
+
+    @abstractmethod
+    def uniform(self, position: int, key: Hashable) -> float:
+        """A number from [0, 1) for decisions that may come out any way without touching the output's law."""
+
     @abstractmethod
     def bernoulli(self, p: float, position: int, key: Hashable) -> bool:
         """True with probability `p` (values outside [0, 1] act as the nearer bound)."""
@@ -72,8 +91,17 @@ class SeededChance(Chance):
         return row
 
     def couple(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        return self._perturbed(scores, positions).argmax(-1)
+
+    def top(self, scores: torch.Tensor, positions: Sequence[int], count: int) -> torch.Tensor:
+        return self._perturbed(scores, positions).topk(count).indices
+
+    def _perturbed(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         noise = torch.stack([self.noise(position, scores.shape[-1]) for position in positions])
-        return (scores + noise.to(scores.device, non_blocking=True)).argmax(-1)
+        return scores + noise.to(scores.device, non_blocking=True)
+
+    def uniform(self, position: int, key: Hashable) -> float:
+        return float(self._generator(position, ("uniform", key)).random())
 
     def bernoulli(self, p: float, position: int, key: Hashable) -> bool:
         return bool(self._generator(position, ("bernoulli", key)).random() < p)

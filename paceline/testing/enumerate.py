@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from paceline.chance import Chance
+from paceline.chance import Chance, SeededChance
 
 R = TypeVar("R", bound=Hashable)
 #: Branches lighter than this are rounding.
@@ -113,6 +113,10 @@ class EnumeratedChance(Chance):
             for law, position in zip(laws, positions, strict=True)
         ]
         return torch.tensor(tokens, dtype=torch.int64, device=scores.device)
+
+    def uniform(self, position: int, key: Hashable) -> float:
+        """One number a key, the same at every replay: what it decides must not matter, so any value will do."""
+        return SeededChance(0, self.stream).uniform(position, key)
 
     def bernoulli(self, p: float, position: int, key: Hashable) -> bool:
         cut = min(max(p, 0.0), 1.0)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from paceline import Engine
-from paceline.drafters import draft as module_under_test
+from paceline.drafters import second as module_under_test
 from paceline.drafters.draft import DraftModel
 from paceline.errors import BadRequest
 from paceline.models.loading import load_model
@@ -223,7 +223,7 @@ def test_its_cache_equals_a_fresh_pass_after_every_step(temperature: float) -> N
         for sequence in sequences:
             if sequence.drafts is None:
                 continue
-            row, model, cache = sequence.drafts, drafter._model, drafter._cache
+            row, model, cache = sequence.drafts.row, drafter._model, drafter._cache
             assert row.parents == []
             assert row.trunk <= len(sequence.tokens) - 1
             fresh = model.new_cache(1)
