@@ -58,6 +58,8 @@ class Engine:
         if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0):
             raise BadRequest(f"nodes: {nodes!r} is not allowed; an integer of at least 0 is needed")
         self.model, self.tokenizer = model, tokenizer
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
         self._parts: dict[tuple[str, str], Any] = {}
         self._drafter = self._part("drafter", drafter)
         self._verifier = self._part("verifier", verifier)

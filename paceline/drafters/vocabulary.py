@@ -33,14 +33,21 @@ def check_vocabulary(draft: CausalModel, target: CausalModel) -> None:
         word = min(different)
         raise BadRequest(
             f"draft: {sizes}, and {len(different)} of them mean something else (such as {word!r}: id "
-            f"{words.get(word)} and {wanted.get(word)}); a draft model needs the target's vocabulary"
+            f"{words.get(word)} and {wanted.get(word)}); a draft model needs the target's vocabulary; "
+            "drafter 'translate' takes any"
         )
 
 
+def tokenizer_of(model: CausalModel) -> Any:
+    """The tokenizer that an engine uses with a model, else the one beside its weights, else `None`."""
+    if model.tokenizer is None and getattr(model, "module", None) is not None:
+        model.tokenizer = load_tokenizer(model.module)
+    return model.tokenizer
+
+
 def _words(model: CausalModel) -> dict[str, int] | None:
-    """The ordinary tokens of the tokenizer beside a model, or `None`."""
-    module: Any = getattr(model, "module", None)
-    tokenizer = load_tokenizer(module) if module is not None else None
+    """The ordinary tokens of a model's tokenizer, or `None`."""
+    tokenizer = tokenizer_of(model)
     if tokenizer is None:
         return None
     added = tokenizer.get_added_vocab()

@@ -153,12 +153,14 @@ class CausalModel:
         path: how the forward pass is computed, for people.
         spare: drafted tokens that a pass over one row scores at almost no extra cost.
         rule: a lossy view that every pass follows, or None for the whole model.
+        tokenizer: the one used with it, where one is known.
 
     Raises:
         Unsupported: the architecture cannot be driven (recurrent layers, encoder-decoder, ...), with the reason.
     """
 
     rule: ViewRule | None = None
+    tokenizer: Any = None
 
     def __init__(self, module: Any, forward: Forward | None = None, name: str = "model") -> None:
         self.module, self.name = module.eval(), name

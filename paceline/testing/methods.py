@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from paceline.specs import parse
+
 #: Spec strings; `{draft}` stands for the folder of a small model with the target's vocabulary.
 DRAFTERS: tuple[str, ...] = (
     "none",
@@ -19,6 +21,8 @@ DRAFTERS: tuple[str, ...] = (
     "draft(model='{draft}', length=2, confidence=0.5)",
     "suffix",
     "suffix(tree=false, confidence=0, factor=99)",
+    "translate(model='{draft}', confidence=0)",
+    "translate(model='{draft}', length=2, confidence=0.1)",
     "jacobi",
     "jacobi(block=3, init=random)",
     "sjd",
@@ -32,6 +36,8 @@ DRAFTERS: tuple[str, ...] = (
     "auto(draft=draft(model='{draft}'))",
     "auto(copy=none, table=none, draft=draft(model='{draft}', confidence=0), most=2, shape=chain)",
 )
+#: Drafters that need the tokenizers of both models.
+TEXT = ("translate",)
 
 VERIFIERS: tuple[str, ...] = ("coupled", "rejection")
 
@@ -58,9 +64,9 @@ POLICIES: Mapping[str, Mapping[str, object]] = {
 
 
 def drafters(draft: str) -> list[str]:
-    """Spec strings of all drafters.
+    """Spec strings of all drafters that work on token ids alone.
 
     Args:
         draft: folder of a small model with the target's vocabulary.
     """
-    return [spec.replace("{draft}", draft) for spec in DRAFTERS]
+    return [spec.replace("{draft}", draft) for spec in DRAFTERS if parse(spec).name not in TEXT]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from models.architectures import VOCABULARY, build
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from paceline import Engine, registry
@@ -55,6 +55,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
     """Every token is one or two letters, so that stop strings straddle tokens."""
     letters = [chr(97 + i % 7) + ("" if i % 3 else chr(104 + i % 5)) + str(i) for i in range(VOCABULARY)]
     model = Tokenizer(models.WordLevel({word: i for i, word in enumerate(letters)}, unk_token=letters[0]))
+    model.pre_tokenizer = pre_tokenizers.Split(Regex(r"[a-z]+\d+"), "isolated")
     model.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=model, eos_token=letters[END])
 
@@ -72,6 +73,7 @@ def draft(tmp_path_factory: pytest.TempPathFactory) -> str:
     small = build("LlamaConfig", {"eos_token_id": END, "num_hidden_layers": 1})
     small.load_state_dict({k: v for k, v in target().state_dict().items() if ".layers.1." not in k})
     small.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
     return str(folder)
 
 
