@@ -10,6 +10,7 @@ import torch
 from paceline import registry
 from paceline.api import Engine
 from paceline.drafters.base import Drafter
+from paceline.drafters.aggressive import Aggressive
 from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.jacobi import Jacobi
@@ -88,6 +89,8 @@ CHAINS: dict[str, Make] = {
     "copyspec, else draft": lambda: CopySpec(
         gamma=2, fallback=DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0)
     ),
+    "aggressive": lambda: Aggressive(confidence=0.0),
+    "aggressive, nearest": lambda: Aggressive(resume="nearest", ngram=2, fallback=NGram()),
     "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
     "ngram, else draft": lambda: Turns(
         NGram(), DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0), least=2
