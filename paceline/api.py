@@ -6,12 +6,15 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from typing import Any, overload
+from weakref import WeakValueDictionary
 
 from paceline import registry
 from paceline.chance import SeededChance
 from paceline.decoders import TreeDecoder
 from paceline.drafters.base import Drafter
+from paceline.drafters.prediction import Prediction
 from paceline.errors import BadRequest
 from paceline.models.loading import load_model, load_tokenizer
 from paceline.plan import Plan, plan
@@ -61,6 +64,7 @@ class Engine:
         if tokenizer is not None:
             model.tokenizer = tokenizer
         self._parts: dict[tuple[str, str], Any] = {}
+        self._leading: WeakValueDictionary[int, Prediction] = WeakValueDictionary()
         self._drafter = self._part("drafter", drafter)
         self._verifier = self._part("verifier", verifier)
         self._ids = itertools.count()
@@ -113,8 +117,8 @@ class Engine:
             prompt: a string, a list of token ids, or a list of either (then a list of results is returned, `n` a
                 prompt in order; a single prompt with `n > 1` also gives a list).
             sampling: settings; `options` override its fields.
-            options: fields of `Sampling` (`max_new_tokens`, `temperature`, `stop`, `seed`, ...), policies by their
-                argument (`top_p=0.9`), `policies=[...]`, and `drafter=`, `verifier=` for these prompts alone.
+            options: fields of `Sampling` (`max_new_tokens`, `temperature`, `stop`, `seed`, `prediction`, ...), policies
+                by their argument (`top_p=0.9`), `policies=[...]`, and `drafter=`, `verifier=` for these prompts alone.
 
         Raises:
             BadRequest, Unsupported: before any model runs; the message names the argument.
@@ -151,8 +155,8 @@ class Engine:
         **options: Any,
     ) -> Request:
         """A checked request, ready for `submit`. Arguments as in `generate`. Raises `BadRequest`, `Unsupported`."""
-        settings = _sampling(sampling, options)
-        chosen = self._drafter if drafter is None else self._part("drafter", drafter)
+        settings = self._settled(_sampling(sampling, options))
+        chosen = self._drafter_for(settings, drafter)
         judge = self._verifier if verifier is None else self._part("verifier", verifier)
         plan(self.model, chosen, judge, self.pipeline(settings))
         request = Request(self._encode(prompt), settings, chosen, judge, callback, next(self._ids))
@@ -170,8 +174,8 @@ class Engine:
         self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any
     ) -> Plan:
         """The plan of a combination. Raises `BadRequest` or `Unsupported` with the sentence saying why not."""
-        settings = _sampling(sampling, options)
-        chosen = self._drafter if drafter is None else self._part("drafter", drafter)
+        settings = self._settled(_sampling(sampling, options))
+        chosen = self._drafter_for(settings, drafter)
         judge = self._verifier if verifier is None else self._part("verifier", verifier)
         return plan(self.model, chosen, judge, self.pipeline(settings))
 
@@ -190,6 +194,26 @@ class Engine:
             return self._parts[key]
         return self._attached(registry.build(kind, spec))
 
+    def _drafter_for(self, settings: Sampling, spec: object) -> Drafter:
+        """The drafter of a request: the one chosen, behind one that follows the prediction where there is one."""
+        chosen = self._drafter if spec is None else self._part("drafter", spec)
+        if settings.prediction is None or isinstance(chosen, Prediction):
+            return chosen
+        # Requests share it as they share the chosen drafter, which it keeps alive, so that the key stays unique.
+        leading = self._leading.get(id(chosen))
+        if leading is None:
+            leading = self._leading[id(chosen)] = Prediction(fallback=chosen)
+            leading.members[0].attach(self.model)
+        return leading
+
+    def _settled(self, settings: Sampling) -> Sampling:
+        """The settings with the prediction as checked token ids."""
+        if settings.prediction is None:
+            return settings
+        ids = self._encode(settings.prediction, "prediction", add_special_tokens=False)
+        self._check_ids("prediction", ids)
+        return replace(settings, prediction=tuple(ids))
+
     def _attached(self, part: Any) -> Any:
         if isinstance(part, Drafter | Verifier):
             part.attach(self.model)
@@ -204,21 +228,24 @@ class Engine:
             return list(prompt), not prompt
         raise BadRequest(f"prompt: {prompt!r:.80} is neither a string, a list of token ids, nor a list of those")
 
-    def _encode(self, prompt: Any) -> list[int]:
-        if not isinstance(prompt, str):
-            return list(prompt)
+    def _encode(self, given: Any, name: str = "prompt", **options: Any) -> list[int]:
+        if not isinstance(given, str):
+            return list(given)
         if self.tokenizer is None:
-            raise BadRequest("prompt: a string needs a tokenizer and this model has none; give ids or tokenizer=")
-        return list(self.tokenizer(prompt)["input_ids"])
+            raise BadRequest(f"{name}: a string needs a tokenizer and this model has none; give ids or tokenizer=")
+        return list(self.tokenizer(given, **options)["input_ids"])
+
+    def _check_ids(self, name: str, tokens: Seq[int]) -> None:
+        top = self.model.vocab_size - 1
+        wrong = [t for t in tokens if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t <= top]
+        if wrong:
+            raise BadRequest(f"{name}: token id {wrong[0]!r} is not allowed; ids from 0 to {top} are")
 
     def _check_tokens(self, request: Request) -> None:
         prompt, limit = request.prompt, self.decoder.cache.limit
         if not prompt:
             raise BadRequest("prompt: it is empty; give at least one token")
-        top = self.model.vocab_size - 1
-        wrong = [t for t in prompt if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t <= top]
-        if wrong:
-            raise BadRequest(f"prompt: token id {wrong[0]!r} is not allowed; ids from 0 to {top} are")
+        self._check_ids("prompt", prompt)
         if len(prompt) > limit:
             raise BadRequest(f"prompt: {len(prompt)} tokens exceed the context of {limit}; shorten the prompt")
 
