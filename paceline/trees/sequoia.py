@@ -102,7 +102,8 @@ class Sequoia(StaticTree):
     def measured(self) -> tuple[float, ...]:
         """The acceptance vector by what was seen so far."""
         rates = (np.array(ACCEPTANCE) * WEIGHT + self._hits) / (WEIGHT + self._visits)
-        return tuple((rates / max(1.0, rates.sum())).round(3).tolist())
+        whole = np.minimum(np.cumsum(rates), 1.0)
+        return tuple(np.diff(whole, prepend=0.0).round(3).tolist())
 
 
 def expected_tokens(acceptance: Sequence[float], nodes: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,8 +124,7 @@ def expected_tokens(acceptance: Sequence[float], nodes: int, levels: int) -> tup
         for level in range(2, levels + 1):
             below = table[size - 1 : 0 : -1, level - 1].max(-1)  # of a last subtree that has size - y nodes
             for b, chance in enumerate(acceptance, 1):
-                with np.errstate(invalid="ignore"):
-                    options = np.nan_to_num(table[1:size, level, b - 1] + chance * below, nan=-np.inf)
+                options = table[1:size, level, b - 1] + (chance * below if chance else np.minimum(below, 0.0))
                 best = int(options.argmax())
                 table[size, level, b], split[size, level, b] = options[best], best + 1
     return table, split

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from paceline import Engine
 from paceline.drafters import second as module_under_test
 from paceline.drafters.draft import DraftModel
-from paceline.errors import BadRequest
+from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model
 from paceline.policies.base import Pipeline, Policy, Stage
 from paceline.sequence import Sequence
@@ -369,3 +369,116 @@ def test_a_name_gets_the_targets_dtype(tmp_path: Path) -> None:
         drafter = DraftModel(folder, dtype=dtype, fast=False)
         drafter.attach(engine.model)
         assert drafter._model.module.dtype == wanted
+
+
+# -- trees ----------------------------------------------------------------------------------------------------
+
+TREES = (
+    "fixed",
+    "sequoia",
+    "dyspec",
+    "dyspec(threshold=0.1)",
+    "rsd_c(branches='2 2 1')",
+    "rsd_s(width=3)",
+    "chains(2)",
+)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_text_of_a_tree_equals_transformers(tree: str) -> None:
+    engine = engine_of(TARGET, DraftModel(near(), tree=tree, budget=9, fast=False), max_rows=3)
+    mixed = results(engine, PROMPTS, max_new_tokens=25)
+    assert [result.tokens for result in mixed] == [generated(TARGET, prompt, 25) for prompt in PROMPTS]
+    assert sum(result.stats.accepted for result in mixed) > 20
+    assert engine._drafter._cache.live == []
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("verifier", ["coupled", "recursive"])
+def test_the_cache_of_a_tree_equals_a_fresh_pass_after_every_step(verifier: str, temperature: float) -> None:
+    drafter = DraftModel(near(), tree="rsd_s(width=3)", budget=9)
+    engine = engine_of(TARGET, drafter, max_rows=3, verifier=verifier)
+    sequences = [
+        start(engine, prompt, max_new_tokens=20, temperature=temperature, ignore_eos=True, seed=2) for prompt in PROMPTS
+    ]
+    reused = 0
+    while engine.decoder.busy:
+        before = {s: s.drafts.row.trunk for s in sequences if s.drafts is not None}
+        engine.decoder.step()
+        for sequence in (s for s in sequences if s.drafts is not None):
+            row, model, cache = sequence.drafts.row, drafter._model, drafter._cache
+            assert row.parents == []
+            fresh = model.new_cache(1)
+            model.prefill(fresh, fresh.allocate(), sequence.tokens[: row.trunk])
+            kept, wanted = cache.layers[-1], fresh.layers[-1]
+            for a, b in ((kept.keys, wanted.keys), (kept.values, wanted.values)):
+                torch.testing.assert_close(a[row.index, :, : row.trunk], b[0, :, : row.trunk], rtol=1e-4, atol=1e-5)
+            reused += row.trunk - before.get(sequence, row.trunk) > 1
+    assert reused > 5
+
+
+def test_a_tree_takes_one_pass_a_level_for_all_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = DraftModel(near(), tree="rsd_c(branches='2 2 1')", budget=10)
+    engine = engine_of(TARGET, drafter, max_rows=4)
+    for prompt in PROMPTS:
+        start(engine, prompt, max_new_tokens=30, ignore_eos=True)
+    engine.decoder.step()  # admits them all
+    passes, whole = [], drafter._model._pass
+
+    def counted(*args: Any) -> Any:
+        passes.append(len(args[1]))
+        return whole(*args)
+
+    monkeypatch.setattr(drafter._model, "_pass", counted)
+    engine.decoder.step()
+    assert passes == [4, 4, 4]
+
+
+def test_a_tree_reads_no_further_than_the_drafts_context() -> None:
+    engine = engine_of(TARGET, DraftModel(near(context=24), tree="rsd_s", budget=9))
+    for length in (10, 23, 24, 40):
+        prompt = (PROMPTS[0] * 8)[:length]
+        result = engine.generate(prompt, max_new_tokens=30, ignore_eos=True)
+        assert result.tokens == engine.generate(prompt, max_new_tokens=30, drafter="none", ignore_eos=True).tokens
+        assert (result.stats.drafted > 0) == (length <= 24)
+
+
+def test_a_failing_policy_ends_a_tree_where_it_fails() -> None:
+    drafter = DraftModel(near(), tree="rsd_c(branches='2 2 2')", budget=14)
+    engine = engine_of(TARGET, drafter, nodes=14)
+    bad = submit(engine, PROMPTS[0], pipeline=Pipeline((Fails(),)), max_new_tokens=20)[0]
+    good = start(engine, PROMPTS[1], max_new_tokens=20)
+    finish(engine)
+    assert isinstance(bad.error, RuntimeError)
+    assert good.tokens[len(PROMPTS[1]) :] == generated(TARGET, PROMPTS[1], 20)
+    assert drafter._cache.live == []
+
+
+def test_a_tree_equal_to_the_targets_own_is_always_followed() -> None:
+    model = load_model(TARGET, fast=False)
+    for verifier in ("coupled", "recursive", "specinfer"):
+        drafter = DraftModel(model, tree="rsd_c(branches='2 1 1')", budget=6)
+        engine = Engine(model, drafter=drafter, verifier=verifier, nodes=7)
+        result = engine.generate(PROMPTS[0], max_new_tokens=24, temperature=0.9, seed=3, ignore_eos=True)
+        assert result.stats.accepted == 3 * 6
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"budget": 0, "tree": "fixed"}, "budget=0"),
+        ({"budget": 4}, "a chain has none"),
+        ({"confidence": 0.5, "tree": "fixed"}, "it ends chains"),
+        ({"tree": "dyspek"}, "did you mean 'dyspec'"),
+    ],
+)
+def test_knobs_of_trees_are_checked(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        DraftModel(**knobs)
+
+
+def test_a_tree_is_refused_by_a_verifier_that_judges_chains() -> None:
+    engine = engine_of(TARGET)
+    with pytest.raises(Unsupported, match="drafts a tree"):
+        engine.explain(drafter=DraftModel(near(), tree="fixed"), verifier="rejection")
+    assert engine.explain(drafter=DraftModel(near(), tree="specdec"), verifier="rejection")
