@@ -12,6 +12,8 @@ or in a batch: every product is padded to at least four rows (see `packing`), at
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -222,6 +224,21 @@ class FusedDecoder:
     def nbytes(self) -> int:
         """Bytes of packed weights; a forward pass reads all of them."""
         return sum(matrix.nbytes for matrix in self._matrices())
+
+    def replaced(self, make: Callable[[Tensor, Tensor | None, bool], Any]) -> FusedDecoder:
+        """A decoder with other matrices that shares everything else with this one; it computes in float32.
+
+        Args:
+            make: a matrix with `times`, `combined` and `nbytes`, of the weight `[out, in]`, the bias, and whether it is
+                the head.
+        """
+        other = copy.copy(self)
+        other.dtype, other._layers = torch.float32, [copy.copy(layer) for layer in self._layers]
+        for layer in other._layers:
+            for name, matrix in layer.matrices().items():
+                setattr(layer, name, make(matrix.dense(), matrix.bias, False))
+        other._head = make(self._head.dense(), self._head.bias, True)
+        return other
 
     def undo(self) -> None:
         """Give the module its weights back, bit for bit. The decoder is unusable afterwards."""

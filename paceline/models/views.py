@@ -59,9 +59,6 @@ class View:
     def fed(self, layer: int, before: Tensor, after: Tensor) -> None:
         """The residual stream `[B * T, d]` before and after a feed-forward sub-block that ran."""
 
-    def check(self, layers: int) -> None:
-        """Raises `BadRequest` if the view does not suit a model of so many layers."""
-
 
 class ViewRule(ABC):
     """A lossy way to run a model, in every pass. Subclasses are dataclasses: their fields are the knobs."""
@@ -87,10 +84,6 @@ class Exit(View):
 
     def __post_init__(self) -> None:
         self.last = self.layer
-
-    def check(self, layers: int) -> None:
-        if not 1 <= self.layer < layers:
-            raise BadRequest(f"view: exit at layer {self.layer} is not allowed; 1 to {layers - 1} are")
 
 
 @dataclass(eq=False)
@@ -122,6 +115,7 @@ class Skip(View):
         return layer not in self.mlp
 
     def check(self, layers: int) -> None:
+        """Raises `BadRequest` if a model of so many layers cannot be run without them."""
         unknown = sorted(layer for layer in self.attention | self.mlp if not 0 <= layer < layers)
         if unknown:
             raise BadRequest(f"view: layer {unknown[0]} cannot be skipped; the model has layers 0 to {layers - 1}")

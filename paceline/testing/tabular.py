@@ -7,16 +7,19 @@ A wrong mask, slot, position or gather therefore gives a wrong prefix, hence a w
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from paceline.caches import TrieCache
 from paceline.models.causal import CausalModel
 from paceline.models.costs import PassCosts
+from paceline.models.views import Exit, View
 
 #: `[V]` float64 unnormalised log-probabilities of the token after a prefix.
 Table = Callable[[tuple[int, ...]], torch.Tensor]
@@ -56,13 +59,41 @@ def allowing(table: Table, tokens: Iterable[int]) -> Table:
     return restricted
 
 
+def near(table: Table, name: str) -> Table:
+    """A table that leans towards another one; equal names give equal tables."""
+    seed = zlib.crc32(name.encode())
+
+    @cache
+    def leaning(prefix: tuple[int, ...]) -> torch.Tensor:
+        logits = table(prefix)
+        return (logits + random_table(len(logits), seed)(prefix)).log_softmax(-1)
+
+    return leaning
+
+
 class TabularForward:
-    """The forward pass: read each node's prefix out of the cache through its mask and look it up."""
+    """The forward pass: read each node's prefix out of the cache through its mask and look it up.
+
+    A view of the model is a table that leans towards the model's, another one for every view. A hidden state is the
+    layer's number and the prefix, padded to a common length.
+    """
 
     kv_dtype = torch.float64
 
     def __init__(self, table: Table) -> None:
         self.table = table
+        self._views: dict[str, Table] = {}
+
+    def quantised(self, bits: int) -> TabularForward:
+        """A forward pass with other numbers."""
+        return TabularForward(near(self.table, f"{bits} bits"))
+
+    def seen_by(self, view: View | None) -> Table:
+        """The table of a view."""
+        name = repr(view)
+        if view is not None and name not in self._views:
+            self._views[name] = near(self.table, name)
+        return self.table if view is None else self._views[name]
 
     def __call__(
         self,
@@ -72,19 +103,33 @@ class TabularForward:
         cache: TrieCache,
         rows: torch.Tensor | None,
         hidden: tuple[int, ...] = (),
+        view: View | None = None,
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+        if view is not None and view.states is not None:
+            return torch.stack([self._read_out(state) for state in view.states.flatten(0, 1)]), {}
         layer: Any = cache.layers[0]
         stored, where = layer.update(tokens[:, None, :, None].double(), positions[:, None, :, None].double())
         wanted = range(tokens.numel()) if rows is None else rows.tolist()
-        logits = []
+        prefixes = []
         for at in wanted:
             row, node = divmod(at, tokens.shape[1])
             seen = mask[row, 0, node] == 0
             order = where[row, 0, seen, 0].argsort()
             if where[row, 0, seen, 0][order].tolist() != list(range(len(order))):
                 raise AssertionError(f"a node sees positions {where[row, 0, seen, 0].tolist()}, not those of one text")
-            logits.append(self.table(tuple(stored[row, 0, seen, 0][order].long().tolist())))
-        return torch.stack(logits), {}
+            prefixes.append(tuple(stored[row, 0, seen, 0][order].long().tolist()))
+        table = self.seen_by(view)
+        taps = {layer: torch.stack([_state(layer, prefix) for prefix in prefixes]) for layer in hidden}
+        return torch.stack([table(prefix) for prefix in prefixes]), taps
+
+    def _read_out(self, state: torch.Tensor) -> torch.Tensor:
+        """The law of an inner layer, of its state."""
+        layer, *prefix = state.long().tolist()
+        return self.seen_by(Exit(layer))(tuple(token for token in prefix if token >= 0))
+
+
+def _state(layer: int, prefix: tuple[int, ...]) -> torch.Tensor:
+    return F.pad(torch.tensor([layer, *prefix], dtype=torch.float64), (0, 63 - len(prefix)), value=-1)
 
 
 class TabularModel(CausalModel):
@@ -110,9 +155,10 @@ class TabularModel(CausalModel):
         self.table, self.vocab_size, self.context, self.name = table, vocabulary, context, name
         self.forward = TabularForward(table)
         self.device = torch.device("cpu")
-        self.num_layers = 1
+        # The first one alone stores anything.
+        self.num_layers = 4
         self.windows = {"full_attention": None}
-        self.offers = frozenset({"chain", "tree"})
+        self.offers = frozenset({"chain", "tree", "views"})
         self.spare = 5
         self.nbytes, self.path = 0, "a table"
         self._ends = frozenset(end_tokens)

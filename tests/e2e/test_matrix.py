@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from models.architectures import VOCABULARY, build
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -48,7 +49,12 @@ REFUSED: dict[tuple[str, str], str] = {
 
 def target() -> Any:
     """A tiny Llama; its first layer alone is the draft model, whose guesses are sometimes right."""
-    return build("LlamaConfig", {"eos_token_id": END, "initializer_range": 0.4})
+    module = build("LlamaConfig", {"eos_token_id": END, "initializer_range": 0.4, "num_hidden_layers": 4})
+    with torch.no_grad():  # what further layers add is small
+        for layer in module.model.layers[1:]:
+            layer.self_attn.o_proj.weight *= 0.6
+            layer.mlp.down_proj.weight *= 0.6
+    return module
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -71,7 +77,7 @@ def engine() -> Engine:
 def draft(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("draft")
     small = build("LlamaConfig", {"eos_token_id": END, "num_hidden_layers": 1})
-    small.load_state_dict({k: v for k, v in target().state_dict().items() if ".layers.1." not in k})
+    small.load_state_dict({k: v for k, v in target().state_dict().items() if k in small.state_dict()})
     small.save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return str(folder)

@@ -13,10 +13,12 @@ from paceline.drafters.base import Drafter
 from paceline.drafters.aggressive import Aggressive
 from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.draft import DraftModel
+from paceline.drafters.early_exit import EarlyExit
 from paceline.drafters.jacobi import Jacobi
 from paceline.drafters.lookahead import Lookahead
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
+from paceline.drafters.quantised import Quantised
 from paceline.drafters.recycling import Recycling
 from paceline.drafters.sjd import SJD
 from paceline.drafters.suffix import Suffix
@@ -95,6 +97,9 @@ CHAINS: dict[str, Make] = {
     "ngram, else draft": lambda: Turns(
         NGram(), DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0), least=2
     ),
+    "early exit": lambda: EarlyExit(layer=1, length=2, confidence=0.0),
+    "early exit that stops": lambda: EarlyExit(layer=3, length=3, confidence=0.4),
+    "quantised": lambda: Quantised(length=2, confidence=0.3),
     "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
 }
 TREES: dict[str, Make] = {
