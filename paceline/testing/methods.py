@@ -19,6 +19,8 @@ DRAFTERS: tuple[str, ...] = (
     "recycling(top=1, template='0 00 000')",
     "draft(model='{draft}', confidence=0)",
     "draft(model='{draft}', length=2, confidence=0.5)",
+    "draft(model='{draft}', tree=dyspec(threshold=0.05), budget=7)",
+    "draft(model='{draft}', tree=rsd_s(width=2))",
     "suffix",
     "suffix(tree=false, confidence=0, factor=99)",
     "translate(model='{draft}', confidence=0)",

@@ -33,6 +33,8 @@ TREE = "judges a chain, but drafter {} as configured drafts a tree; choose verif
 #: Drafters that draft trees and verifiers that judge chains; their cells are refused, with these words.
 BRANCHING = (
     "ngram(candidates=4, confidence=0)",
+    "draft(model='{draft}', tree=dyspec(threshold=0.05), budget=7)",
+    "draft(model='{draft}', tree=rsd_s(width=2))",
     "suffix",
     "recycling",
     "lookahead",

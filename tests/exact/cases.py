@@ -106,6 +106,7 @@ TREES: dict[str, Make] = {
     "fixed tree with twins": lambda: Fixed((1, 1, 0, 2, 0, 1), (0, 0, 0, 1, 1, 2)),
     "hostile tree": lambda: Hostile(VOCABULARY),
     "ngram tree": lambda: NGram(candidates=3),
+    "draft tree": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), tree="rsd_c(2)", budget=2),
     "suffix": Suffix,
     "recycling": Recycling,
     "lookahead": lambda: Lookahead(window=2, ngram=3, guesses=2),
