@@ -90,7 +90,7 @@ class Trust:
 
 @dataclass
 class Form:
-    """What a drafter brought when it was chosen, as discounted sums over steps."""
+    """What steps brought in which a drafter was asked, as discounted sums."""
 
     steps: float = 0.0
     tokens: float = 0.0
@@ -117,14 +117,12 @@ class Notes(Shared):
     Attributes:
         forms, trusts: of each member.
         steps: steps so far.
-        chosen: the member whose draft is being judged.
         reach: tokens that a paid member is asked for.
     """
 
     forms: list[Form] = field(default_factory=list)
     trusts: list[Trust] = field(default_factory=list)
     steps: int = 0
-    chosen: int | None = None
     reach: int = 1
 
 
@@ -133,26 +131,22 @@ class Offer:
     """A draft with the chance that each node is accepted.
 
     Attributes:
-        member: who made it; None: nobody, the empty draft.
         order: drafted nodes, best first.
         gains: `[N + 1]` expected tokens of a step that scores the first n of them, n = 0, 1, ..., N.
-        seconds: spent on drafting it.
     """
 
-    member: int | None
     tree: TokenTree
     order: np.ndarray
     gains: np.ndarray
-    seconds: float = 0.0
 
     @classmethod
-    def of(cls, member: int | None, tree: TokenTree, odds: np.ndarray, seconds: float = 0.0) -> Offer:
+    def of(cls, tree: TokenTree, odds: np.ndarray) -> Offer:
         # A node never has better odds than its parent; among equals the stable sort keeps parents first.
         order = 1 + np.argsort(-odds[1:], kind="stable")
         gains = np.concatenate([[1.0], 1.0 + np.cumsum(odds[order])])
         if tree.draws is not None:  # drawn tokens are judged, all of them
             gains[:-1] = 0
-        return cls(member, tree, order, gains, seconds)
+        return cls(tree, order, gains)
 
     def cut(self, nodes: int) -> TokenTree:
         """The draft of the best `nodes` nodes; a drawn one stays whole."""
@@ -224,7 +218,7 @@ class Auto(Ensemble):
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
-        best = {s: Offer.of(None, TokenTree.empty(s.tokens[-1]), np.ones(1)) for s in sequences}
+        best = {s: Offer.of(TokenTree.empty(s.tokens[-1]), np.ones(1)) for s in sequences}
         rows = len(sequences)
         paid = [i for i, seconds in enumerate(self._seconds) if seconds > FREE * self._costs(1)]
         for member in range(len(self.members)):
@@ -233,8 +227,6 @@ class Auto(Ensemble):
         for member in paid:
             self._offers(member, [s for s in sequences if self._hopeful(member, s, best[s], rows)], limits, best, rows)
         width = self._width(list(best.values()), rows)
-        for s, offer in best.items():
-            s.drafts.chosen = offer.member
         return [best[s].cut(width) for s in sequences]
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
@@ -242,10 +234,9 @@ class Auto(Ensemble):
             notes: Notes = outcome.sequence.drafts
             notes.steps += 1
             for i, (tree, trust) in enumerate(zip(notes.trees, notes.trusts, strict=True)):
-                if tree is not None:
+                if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
                     seen = as_seen(outcome, tree)
                     trust.learn(seen.tree, seen.path)
-                if i == notes.chosen:
                     for form in (notes.forms[i], self._forms[i]):
                         form.add(len(outcome.tokens), outcome.tree.drafted)
             held = len(outcome.path) - 1 == outcome.tree.drafted
@@ -269,7 +260,7 @@ class Auto(Ensemble):
         known = self._seconds[member]
         self._seconds[member] = spent if not known else known + 0.1 * (spent - known)
         for s, tree in zip(sequences, trees, strict=True):
-            offer = Offer.of(member, tree, s.drafts.trusts[member].corrected(tree), spent)
+            offer = Offer.of(tree, s.drafts.trusts[member].corrected(tree))
             # What is paid already does not count; drawn tokens must be judged.
             if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
                 best[s] = offer

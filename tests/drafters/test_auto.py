@@ -97,7 +97,7 @@ def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
         odds = np.ones(size + 1)
         for node in range(1, size + 1):
             odds[node] = odds[parents[node]] * generator.random() ** 0.3
-        offer = Offer.of(0, TokenTree(np.arange(size + 1), parents), odds)
+        offer = Offer.of(TokenTree(np.arange(size + 1), parents), odds)
         width = chooser._width([offer], 1)
         best = max((1 + sum(sorted(odds[1:], reverse=True)[:n])) / FLAT_TO_SIX(n + 1) for n in range(size + 1))
         kept = offer.cut(width)
@@ -109,7 +109,7 @@ def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
 def test_a_batch_gets_smaller_drafts() -> None:
     chooser = Auto(draft=None)
     chooser._costs = FLAT_TO_SIX
-    offer = Offer.of(0, TokenTree.chain(0, range(1, 9)), 0.6 ** np.arange(9))
+    offer = Offer.of(TokenTree.chain(0, range(1, 9)), 0.6 ** np.arange(9))
     widths = [chooser._width([offer] * rows, rows) for rows in (1, 2, 4, 8)]
     assert widths == sorted(widths, reverse=True)
     assert widths[0] > widths[-1]
