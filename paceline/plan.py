@@ -72,8 +72,8 @@ def plan(model: Any, drafter: Drafter, verifier: Verifier, pipeline: Pipeline) -
         )
     if drafter.shape not in model.offers:
         raise Unsupported(
-            f"{model.name} cannot score a {drafter.shape}, which drafter {drafts.name!r} drafts; "
-            f"it offers: {', '.join(sorted(model.offers))}"
+            f"{model.name} cannot score a {drafter.shape}, which drafter {drafts.name!r} drafts"
+            f"{_because(model, drafter.shape)}; it offers: {', '.join(sorted(model.offers))}"
         )
     missing = {need for need in drafts.needs if need in ("hidden_states",)} - model.offers
     if missing:
@@ -103,6 +103,11 @@ def agreed(drafter: Drafter, verifier: Verifier) -> str:
             f"drafts tokens that are {_list(sorted(drafter.drafts))}; choose verifier 'coupled' or another drafter"
         )
     return law
+
+
+def _because(model: Any, capability: str) -> str:
+    reason = model.lacks.get(capability)
+    return f": {reason}" if reason else ""
 
 
 def _list(laws: Iterable[str]) -> str:

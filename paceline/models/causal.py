@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import itertools
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -154,13 +156,15 @@ class CausalModel:
         spare: drafted tokens that a pass over one row scores at almost no extra cost.
         rule: a lossy view that every pass follows, or None for the whole model.
         tokenizer: the one used with it, where one is known.
+        lacks: why it does not offer some capability, for messages.
 
     Raises:
-        Unsupported: the architecture cannot be driven (recurrent layers, encoder-decoder, ...), with the reason.
+        Unsupported: the architecture cannot be driven (chunked attention, encoder-decoder, ...), with the reason.
     """
 
     rule: ViewRule | None = None
     tokenizer: Any = None
+    lacks: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, module: Any, forward: Forward | None = None, name: str = "model") -> None:
         self.module, self.name = module.eval(), name
@@ -169,7 +173,7 @@ class CausalModel:
         self.device = torch.device(module.device)
         self.vocab_size = int(self.config.vocab_size)
         self.num_layers = int(self.config.num_hidden_layers)
-        self.windows = _windows(self.config)
+        self.windows = self.attention_windows()
         self.nbytes = _weight_bytes(module)
         self.path = "the module's own forward pass"
         self.offers = frozenset({"chain", "tree", "hidden_states"})
@@ -179,6 +183,10 @@ class CausalModel:
         self.spare = 5 if self.device.type == "cpu" else 31
         lengths = (getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions"))
         self.context = int(next((length for length in lengths if length), 2048))
+
+    def attention_windows(self) -> dict[str, int | None]:
+        """Sliding window of each attention layer type (`None`: unlimited). Raises `Unsupported` for other layers."""
+        return _windows(self.config)
 
     @property
     def end_tokens(self) -> frozenset[int]:

@@ -68,7 +68,7 @@ def self_check(model: CausalModel, plain: torch.Tensor | None = None) -> None:
     plain = plain_logits(model) if plain is None else plain
     for node, expected in zip(_COMPARED, plain, strict=True):
         difference, scale = float((got[node] - expected).abs().max()), float(expected.std()) + 1e-6
-        if difference > _TOLERANCE[model.module.dtype] * scale:
+        if difference > TOLERANCE[model.module.dtype] * scale:
             raise Unsupported(
                 f"{model.name} (model type {model.config.model_type!r}) does not honour tree masks and position_ids: "
                 f"a token's logits in a tree differ from plain decoding by {difference:.3g} "
@@ -98,4 +98,4 @@ def _narrow_windows(model: CausalModel) -> Iterator[None]:
         model.windows, model.config.sliding_window = windows, own
 
 
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.25}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-2, torch.bfloat16: 0.5, torch.float16: 0.25}

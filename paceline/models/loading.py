@@ -11,6 +11,7 @@ import torch
 from paceline.errors import BadRequest, ModelError
 from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
+from paceline.models.recurrent import RecurrentModel, is_recurrent
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -60,6 +61,8 @@ def load_model(
     if chosen is not None or kind is not None:
         module = module.to(device=chosen, dtype=kind)
     module.requires_grad_(False)
+    if is_recurrent(module):
+        return RecurrentModel(module, name)
     adapter = CausalModel(module, name=name)
     self_check(adapter)
     if fast or (fast is None and isinstance(model, str | Path)):

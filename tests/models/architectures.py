@@ -91,7 +91,6 @@ SUPPORTED: dict[str, tuple[str, dict[str, Any]]] = {
     "StarCoder 2": ("Starcoder2Config", {"sliding_window": WINDOW}),
     "DeepSeek-V3": ("DeepseekV3Config", {**LATENT, "head_dim": ABSENT}),
 }
-RECURRENT = "linear_attention layers; their state cannot be kept at the nodes of a tree"
 SLOTS = "cannot take a prepared cache, 4-D mask and position_ids|does not honour tree masks and position_ids"
 #: What cannot be driven, and the words of the refusal that say why.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -100,9 +99,6 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "MPT (ALiBi)": ("MptConfig", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 400}, SLOTS),
     "BERT (bidirectional)": ("BertConfig", {}, SLOTS),
     "RWKV": ("RwkvConfig", {}, SLOTS),
-    "Mamba": ("MambaConfig", {}, RECURRENT),
-    "Qwen3-Next": ("Qwen3NextConfig", {**EXPERTS, "linear_num_value_heads": 2, "linear_num_key_heads": 2}, RECURRENT),
-    "Jamba": ("JambaConfig", EXPERTS, RECURRENT),
     "Llama 4": ("Llama4TextConfig", {**EXPERTS, "intermediate_size_mlp": 48}, "chunked_attention layers"),
     "GPT-Neo": (
         "GPTNeoConfig",
