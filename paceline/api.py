@@ -54,7 +54,8 @@ class Engine:
             tokenizer: turns strings into ids and back; without one, prompts are ids and texts are empty.
             drafter, verifier: spec strings or instances, used where a request does not choose.
             max_rows: most sequences decoded at once.
-            nodes: most drafted tokens a step and sequence; by default three times `model.spare`.
+            nodes: most drafted tokens a step and sequence; by default 6 `model.spare` + 1, which only
+                drafters that know what a pass costs make use of.
         """
         if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
             raise BadRequest(f"max_rows: {max_rows!r} is not allowed; an integer of at least 1 is needed")
@@ -68,7 +69,7 @@ class Engine:
         self._drafter = self._part("drafter", drafter)
         self._verifier = self._part("verifier", verifier)
         self._ids = itertools.count()
-        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=3 * model.spare if nodes is None else nodes)
+        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=6 * model.spare + 1 if nodes is None else nodes)
 
     @classmethod
     def load(

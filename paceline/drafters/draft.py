@@ -146,11 +146,13 @@ class Draft:
     Attributes:
         row: of the draft model's cache: what was committed, and during a step the tree's expanded nodes.
         tree: the tree of the step at hand, and `slots` the place of its expanded nodes in the row's crown.
+        first: `[V]` log-law of the text's next token under a tree's draft, on its device; `None`: none was drafted.
     """
 
     row: Row
     tree: TokenTree | None = None
     slots: dict[int, int] = field(default_factory=dict)
+    first: torch.Tensor | None = None
 
     def held(self, tokens: Seq[int]) -> list[int]:
         """Crown nodes along accepted tokens, as far as they were expanded."""
@@ -282,7 +284,7 @@ class DraftModel(SecondModel):
             wanted = {id(growth): next_level(growth, rules[id(growth)]) for growth in live}
             live = [growth for growth in live if wanted[id(growth)]]
         for growth in growths:
-            growth.sequence.drafts.tree = growth.tree()
+            growth.sequence.drafts.tree, growth.sequence.drafts.first = growth.tree(), growth.first
         return [growth.sequence.drafts.tree for growth in growths]
 
     def _growth(self, tree: Tree, sequence: Sequence, nodes: int, depth: int) -> Growth:

@@ -21,6 +21,8 @@ DRAFTERS: tuple[str, ...] = (
     "draft(model='{draft}', length=2, confidence=0.5)",
     "draft(model='{draft}', tree=dyspec(threshold=0.05), budget=7)",
     "draft(model='{draft}', tree=rsd_s(width=2))",
+    "rasd(draft=draft(model='{draft}', tree=dyspec(threshold=0.1)))",
+    "rasd(draft=draft(model='{draft}', tree=rsd_s(width=2)), retrieve=recycling, top=2, nodes=3)",
     "suffix",
     "suffix(tree=false, confidence=0, factor=99)",
     "translate(model='{draft}', confidence=0)",

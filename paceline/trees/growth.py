@@ -32,6 +32,7 @@ class Growth:
         tokens, parents, depths: of every node.
         odds: product of the draft's probabilities along each node's path.
         states: the policy's state at every node whose law was asked for.
+        first: `[V]` the draft's log-law after the root, on its device; `None`: unknown.
     """
 
     sequence: Sequence
@@ -44,6 +45,7 @@ class Growth:
     depths: list[int] = field(init=False, default_factory=lambda: [0])
     odds: list[float] = field(init=False, default_factory=lambda: [1.0])
     states: dict[int, tuple[Any, ...]] = field(init=False)
+    first: torch.Tensor | None = field(init=False, default=None)
     _scores: dict[int, torch.Tensor] = field(init=False, default_factory=dict)
     _siblings: dict[int, Siblings] = field(init=False, default_factory=dict)
     _laws: dict[int, torch.Tensor] = field(init=False, default_factory=dict)
@@ -123,6 +125,8 @@ class Growth:
         if self.sequence.pipeline.uses_rows:
             self._scores |= rows
         logq = scores.log_softmax(-1)
+        if self._asked == [0]:
+            self.first = logq[0]
         if self.law in DRAWN:
             return logq.double().flatten()
         count = min(self.width, scores.shape[-1])

@@ -35,6 +35,8 @@ BRANCHING = (
     "ngram(candidates=4, confidence=0)",
     "draft(model='{draft}', tree=dyspec(threshold=0.05), budget=7)",
     "draft(model='{draft}', tree=rsd_s(width=2))",
+    "rasd(draft=draft(model='{draft}', tree=dyspec(threshold=0.1)))",
+    "rasd(draft=draft(model='{draft}', tree=rsd_s(width=2)), retrieve=recycling, top=2, nodes=3)",
     "suffix",
     "recycling",
     "lookahead",
