@@ -42,6 +42,42 @@ INITS = ("text", "random", "repeat")
 Guess = int | torch.Tensor
 
 
+class SelfDraft(Drafter):
+    """Base of drafters whose next guesses are what the target said at the guesses of the last pass."""
+
+    drafts = frozenset({"shared", "fixed"})
+
+    def begin(self, sequence: Sequence) -> None:
+        sequence.drafts = []
+
+    def observe(self, outcomes: Seq[Outcome]) -> None:
+        asked = [self.ask(outcome, self.behind(outcome)) for outcome in outcomes]
+        # Everything the host needs leaves the device in one transfer.
+        host = torch.cat([part.flatten() for part in asked]).cpu().split([part.numel() for part in asked])
+        for outcome, part, answer in zip(outcomes, asked, host, strict=True):
+            outcome.sequence.drafts = self.guesses(answer.view(part.shape))
+
+    def behind(self, outcome: Outcome) -> list[int]:
+        """The nodes under the last accepted one, always the first child: each says what may come one token later."""
+        children, node, nodes = outcome.tree.children, outcome.path[-1], []
+        while children[node]:
+            node = children[node][0]
+            nodes.append(node)
+        return nodes
+
+    def ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
+        """What the host must know of the guesses that follow some nodes, `[n]` or `[n, ...]` float64 on the device."""
+        scores, sequence = outcome.scores[nodes], outcome.sequence
+        if not nodes or sequence.pipeline.greedy or "shared" not in sequence.verifier.judges:
+            return scores.argmax(-1).double()
+        first = sequence.generated - len(outcome.tokens)
+        return sequence.chance.couple(scores, [first + int(outcome.tree.depth[node]) for node in nodes]).double()
+
+    def guesses(self, answer: torch.Tensor) -> list[Guess]:
+        """The guesses that an answer to `ask`, now on the host, stands for."""
+        return [int(token) for token in answer.tolist()]
+
+
 @method(
     name="jacobi",
     kind="drafter",
@@ -51,7 +87,7 @@ Guess = int | torch.Tensor
     year=2023,
 )
 @dataclass(eq=False)
-class Jacobi(Drafter):
+class Jacobi(SelfDraft):
     """Jacobi decoding with early commit.
 
     Attributes:
@@ -62,7 +98,6 @@ class Jacobi(Drafter):
 
     block: int | None = None
     init: str = "text"
-    drafts = frozenset({"shared", "fixed"})
 
     def __post_init__(self) -> None:
         name = type(self).__name__.lower()
@@ -75,34 +110,12 @@ class Jacobi(Drafter):
     def attach(self, target: CausalModel) -> None:
         self._spare, self._vocabulary = target.spare, target.vocab_size
 
-    def begin(self, sequence: Sequence) -> None:
-        sequence.drafts = []
-
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
         most = self._spare if self.block is None else self.block - 1
         return [
             self._chain(sequence, sequence.drafts, min(most, nodes, depth))
             for sequence, (nodes, depth) in zip(sequences, budget, strict=True)
         ]
-
-    def observe(self, outcomes: Seq[Outcome]) -> None:
-        asked = [self._ask(outcome, _behind(outcome)) for outcome in outcomes]
-        # Everything the host needs leaves the device in one transfer.
-        host = torch.cat([part.flatten() for part in asked]).cpu().split([part.numel() for part in asked])
-        for outcome, part, answer in zip(outcomes, asked, host, strict=True):
-            outcome.sequence.drafts = self._guesses(answer.view(part.shape))
-
-    def _ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
-        """What the host must know of the guesses that follow some nodes, `[n]` or `[n, ...]` float64 on the device."""
-        scores, sequence = outcome.scores[nodes], outcome.sequence
-        if not nodes or sequence.pipeline.greedy or "shared" not in sequence.verifier.judges:
-            return scores.argmax(-1).double()
-        first = sequence.generated - len(outcome.tokens)
-        return sequence.chance.couple(scores, [first + int(outcome.tree.depth[node]) for node in nodes]).double()
-
-    def _guesses(self, answer: torch.Tensor) -> list[Guess]:
-        """The guesses that an answer to `_ask`, now on the host, stands for."""
-        return [int(token) for token in answer.tolist()]
 
     def _chain(self, sequence: Sequence, guesses: Seq[Guess], count: int) -> TokenTree:
         known = [guess for guess in guesses[:count] if isinstance(guess, int)]
@@ -119,12 +132,3 @@ class Jacobi(Drafter):
         if self.init == "random":
             return known + generator.integers(self._vocabulary, size=missing).tolist()
         return known + [text[place] for place in generator.integers(len(text), size=missing).tolist()]
-
-
-def _behind(outcome: Outcome) -> list[int]:
-    """The nodes under the last accepted one, always the first child: each says what may come one token later."""
-    children, node, nodes = outcome.tree.children, outcome.path[-1], []
-    while children[node]:
-        node = children[node][0]
-        nodes.append(node)
-    return nodes

@@ -52,15 +52,15 @@ class SJD(Jacobi):
     init: str = "random"
     drafts = frozenset({"shared", "distinct", "replacement", "chains", "fixed"})
 
-    def _ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
+    def ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
         sequence = outcome.sequence
         if sequence.pipeline.greedy or not _draws(sequence):
-            return super()._ask(outcome, nodes)
+            return super().ask(outcome, nodes)
         return sequence.pipeline.distribution(outcome.scores[nodes].double())
 
-    def _guesses(self, answer: torch.Tensor) -> list[Guess]:
+    def guesses(self, answer: torch.Tensor) -> list[Guess]:
         if answer.dim() == 1:
-            return super()._guesses(answer)
+            return super().guesses(answer)
         # A policy may leave no token behind a wrong one; there is no law then, and a fresh guess must do.
         usable = answer.exp().sum(-1).isfinite().tolist()
         return [row for row, _ in takewhile(itemgetter(1), zip(answer, usable, strict=True))]
