@@ -197,13 +197,23 @@ class TrieCache(Cache):
             self.live[row.index] = last
 
     @torch.inference_mode()
-    def copy(self, source: Row, target: Row) -> None:
-        """Give `target` the trunk of `source` (its crown is left out)."""
-        self._grow(source.trunk)
-        for layer in self._ready():
-            layer.keys[target.index, :, : source.trunk] = layer.keys[source.index, :, : source.trunk]
-            layer.values[target.index, :, : source.trunk] = layer.values[source.index, :, : source.trunk]
-        target.trunk, target.parents = source.trunk, []
+    def copy(self, source: Row, target: Row, length: int | None = None, origin: TrieCache | None = None) -> None:
+        """Give `target` the trunk of `source` (its crown is left out).
+
+        Args:
+            length: its first slots alone.
+            origin: the cache that holds `source`, where it is another one.
+        """
+        length = source.trunk if length is None else length
+        self._grow(length)
+        layers: Any = zip(self.layers, (origin or self).layers, strict=True)
+        for layer, given in layers:
+            if given.is_initialized and not layer.is_initialized:
+                layer.lazy_initialization(given.keys, given.values)
+            if given.is_initialized:
+                layer.keys[target.index, :, :length] = given.keys[source.index, :, :length]
+                layer.values[target.index, :, :length] = given.values[source.index, :, :length]
+        target.trunk, target.parents = length, []
 
     # -- one step -----------------------------------------------------------------------------------------
 

@@ -55,7 +55,7 @@ class EarlyExit(SelfDraft):
     def __post_init__(self) -> None:
         check_knobs("early_exit", self.length, self.confidence)
 
-    def attach(self, target: CausalModel) -> None:
+    def prepare(self, target: CausalModel) -> CausalModel:
         require_views(target, "drafter 'early_exit'")
         layers = target.num_layers
         chosen = layers // 2 if self.layer is None else self.layer
@@ -63,8 +63,8 @@ class EarlyExit(SelfDraft):
             raise BadRequest(
                 f"early_exit(layer={self.layer}): {target.name} has {layers} layers; 1 to {layers - 1} can draft"
             )
-        super().attach(target)
         self._view = Exit(chosen)
+        return target
 
     def view(self, sequence: Sequence) -> View | None:
         return self._view

@@ -49,5 +49,5 @@ class Quantised(SelfDraft):
             raise BadRequest(f"quantised(bits={self.bits}): 8 or 4 is needed")
         check_knobs("quantised", self.length, self.confidence)
 
-    def attach(self, target: CausalModel) -> None:
-        super().attach(quantised(target, self.bits))
+    def prepare(self, target: CausalModel) -> CausalModel:
+        return quantised(target, self.bits)

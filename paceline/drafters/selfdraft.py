@@ -34,9 +34,16 @@ class SelfDraft(Drafter):
     length: int | None
     confidence: float
     drafts = CHAIN_LAWS
+    _target: CausalModel | None = None
 
     def attach(self, target: CausalModel) -> None:
-        self._model = target
+        if self._target is not target:
+            self._model = self.prepare(target)
+            self._target = target
+
+    def prepare(self, target: CausalModel) -> CausalModel:
+        """The model that drafts, for a target that is new to the drafter. Raises `BadRequest` or `Unsupported`."""
+        return target
 
     def view(self, sequence: Sequence) -> View | None:
         """What of the model drafts for a sequence in the step at hand; equal views share a pass."""

@@ -6,10 +6,13 @@ A new method joins every test that runs over all methods by one line here.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from paceline.specs import parse
+from paceline.testing.datastores import small
 
-#: Spec strings; `{draft}` stands for the folder of a small model with the target's vocabulary.
+#: Spec strings; `{draft}` stands for the folder of a small model with the target's vocabulary, `{datastore}` for that of
+#: a small datastore.
 DRAFTERS: tuple[str, ...] = (
     "none",
     "ngram",
@@ -43,6 +46,10 @@ DRAFTERS: tuple[str, ...] = (
     "quantised(bits=4, length=2, confidence=0)",
     "early_exit",
     "early_exit(layer=1, length=3, confidence=0)",
+    "swift",
+    "swift(skip=0.8, confidence=0, length=3, window=2, max_score=1.0)",
+    "rest('{datastore}', shortest=1)",
+    "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
     "auto(draft=draft(model='{draft}'))",
@@ -81,4 +88,16 @@ def drafters(draft: str) -> list[str]:
     Args:
         draft: folder of a small model with the target's vocabulary.
     """
-    return [spec.replace("{draft}", draft) for spec in DRAFTERS if parse(spec).name not in TEXT]
+    return [filled(spec, draft) for spec in DRAFTERS if parse(spec).name not in TEXT]
+
+
+def filled(spec: str, draft: str) -> str:
+    """A spec with its placeholders filled in.
+
+    Args:
+        spec: one of `DRAFTERS`.
+        draft: folder of a small model with the target's vocabulary.
+    """
+    if "{datastore}" in spec:
+        spec = spec.replace("{datastore}", small(Path(draft) / "datastore"))
+    return spec.replace("{draft}", draft)

@@ -22,6 +22,7 @@ from paceline.drafters.quantised import Quantised
 from paceline.drafters.recycling import Recycling
 from paceline.drafters.sjd import SJD
 from paceline.drafters.suffix import Suffix
+from paceline.drafters.swift import Swift
 from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
 from paceline.testing import TabularModel, random_table
@@ -100,6 +101,8 @@ CHAINS: dict[str, Make] = {
     "early exit": lambda: EarlyExit(layer=1, length=2, confidence=0.0),
     "early exit that stops": lambda: EarlyExit(layer=3, length=3, confidence=0.4),
     "quantised": lambda: Quantised(length=2, confidence=0.3),
+    "swift": lambda: Swift(length=2, confidence=0.0, tries=0),
+    "swift that searches": lambda: Swift(length=2, confidence=0.2, window=1, max_score=1.0),
     "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
 }
 TREES: dict[str, Make] = {

@@ -1,0 +1,220 @@
+"""SWIFT: the target drafts with some of its sub-blocks left out, and finds out on the fly which.
+
+A sub-block is one layer's attention or its MLP; the first and the last layer always run. A draft skips the best set
+found so far and ends with the first token whose probability is below `confidence`. It reads the target's keys and
+values and adds its own behind them, in the layers whose attention it runs.
+
+The search goes on beside generation, one set a step. A set is a vector over the 2 (L - 2) sub-blocks with exactly
+floor(2 (L - 2) skip) ones, drawn at random; every 25th is the one of many random ones with the highest upper
+confidence bound `mean + kappa std` under a Gaussian process (Matern 5/2) through all scores so far. The score of a set
+is the share of the first `window` generated tokens whose successor the skipping model predicts, in one pass over a copy
+of the prompt's keys and values. The set of every second layer comes first; a better one replaces the best. The search
+ends above `max_score`, after `patience` sets without gain, or after `tries` in all. Its passes are part of the drafting
+time in the statistics. The drafter keeps its set for later requests, so give tasks of different kinds a drafter each.
+
+The published method can add the most likely siblings at every depth; here a draft is a chain.
+
+Paper: Xia et al., "SWIFT: On-the-Fly Self-Speculative Decoding for LLM Inference Acceleration", 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paceline.caches import Row, TrieCache
+from paceline.drafters.base import Outcome
+from paceline.drafters.selfdraft import SelfDraft, check_knobs
+from paceline.errors import BadRequest, Unsupported
+from paceline.models.causal import CausalModel
+from paceline.models.views import Skip, require_views
+from paceline.registry import Guarantee, method
+from paceline.sequence import Sequence
+from paceline.tree import TokenTree
+
+#: Every so many sets one is chosen by the Gaussian process, the best of so many random ones.
+EVERY, CANDIDATES = 25, 256
+#: Variance of a score that does not come from the set, relative to that which does.
+_NOISE = 1e-2
+
+
+class Search:
+    """Which sub-blocks to skip, from the scores of those tried.
+
+    Args:
+        layers: L, at least 4.
+        ratio: share of the sub-blocks between the first and the last layer that is skipped.
+        kappa: weight of uncertainty in the upper confidence bound.
+
+    Attributes:
+        best, score: the best set so far (`[2 (L - 2)]` bool: attention of layers 1 to L - 2, then their MLPs) and its
+            score, -1 before the first.
+        tried, stale: sets scored in all, and since the best one.
+    """
+
+    def __init__(self, layers: int, ratio: float, kappa: float) -> None:
+        self.inner, self.kappa = layers - 2, kappa
+        self.count = math.floor(2 * self.inner * ratio)
+        self.best, self.score = np.tile(np.arange(self.inner) % 2 == 0, 2), -1.0
+        self.tried = self.stale = 0
+        self._random = np.random.default_rng(0)
+        self._sets: list[np.ndarray] = []
+        self._scores: list[float] = []
+
+    def propose(self) -> np.ndarray:
+        """The next set to score."""
+        if not self.tried:
+            return self.best
+        if self.tried % EVERY:
+            return self._draw()
+        candidates = np.stack([self._draw() for _ in range(CANDIDATES)])
+        mean, deviation = self.posterior(candidates)
+        chosen: np.ndarray = candidates[np.argmax(mean + self.kappa * deviation)]
+        return chosen
+
+    def report(self, skipped: np.ndarray, score: float) -> None:
+        """The score of a set."""
+        self._sets.append(skipped)
+        self._scores.append(score)
+        self.tried, self.stale = self.tried + 1, self.stale + 1
+        if score > self.score:
+            self.best, self.score, self.stale = skipped, score, 0
+
+    def view(self, skipped: np.ndarray) -> Skip:
+        """The view that leaves a set out."""
+        layers = [1 + np.flatnonzero(part) for part in np.split(skipped, 2)]
+        return Skip(*(frozenset(part.tolist()) for part in layers))
+
+    def posterior(self, sets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation `[n]` of the scores of sets `[n, 2 (L - 2)]`."""
+        known, scores = np.stack(self._sets), np.array(self._scores)
+        middle, spread = scores.mean(), scores.std() + 1e-6
+        factor = np.linalg.cholesky(self._kernel(known, known) + _NOISE * np.eye(len(known)))
+        across = np.linalg.solve(factor, self._kernel(known, sets))
+        mean = across.T @ np.linalg.solve(factor, (scores - middle) / spread)
+        deviation = np.sqrt(np.maximum(1 - (across**2).sum(0), 0))
+        return middle + spread * mean, spread * deviation
+
+    def _draw(self) -> np.ndarray:
+        skipped = np.zeros(2 * self.inner, bool)
+        skipped[self._random.permutation(len(skipped))[: self.count]] = True
+        return skipped
+
+    def _kernel(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """Matern 5/2 of the number of sub-blocks in which sets differ; random sets are about one length apart."""
+        apart = (a[:, None] != b[None]).sum(-1) / max(self.count, 1)
+        r = np.sqrt(5 * apart)
+        kernel: np.ndarray = (1 + r + r**2 / 3) * np.exp(-r)
+        return kernel
+
+
+@dataclass(eq=False)
+class Bench:
+    """Where sets are scored: a copy of one sequence's prompt, as the whole model read it."""
+
+    sequence: Sequence
+    cache: TrieCache
+    row: Row
+
+
+@method(
+    name="swift",
+    kind="drafter",
+    guarantee=Guarantee.LOSSLESS,
+    summary="The target drafts without some attention and MLP sub-blocks, chosen while it generates.",
+    paper="SWIFT: On-the-Fly Self-Speculative Decoding for LLM Inference Acceleration",
+    year=2024,
+    needs={"views"},
+)
+@dataclass(eq=False)
+class Swift(SelfDraft):
+    """Drafting with sub-blocks skipped. Needs a model of at least 4 layers.
+
+    Attributes:
+        skip: share of the inner layers' sub-blocks that is skipped, between 0 and 1.
+        length: most tokens of a draft.
+        confidence: a draft ends with the first token of a lower probability under the draft.
+        window: generated tokens by which a set is scored.
+        max_score: the search ends with a set of a higher score.
+        patience: ... after so many sets without gain.
+        tries: ... after so many sets; 0: the first set stays.
+        kappa: weight of uncertainty where the Gaussian process chooses.
+    """
+
+    skip: float = 0.45
+    length: int | None = 25
+    confidence: float = 0.8
+    window: int = 32
+    max_score: float = 0.95
+    patience: int = 300
+    tries: int = 1000
+    kappa: float = 2.5
+    search: Search = field(init=False, repr=False)
+    _skipped: Skip = field(init=False, repr=False)
+    _bench: Bench | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        check_knobs("swift", self.length, self.confidence)
+        if not 0 < self.skip < 1:
+            raise BadRequest(f"swift(skip={self.skip}): a number between 0 and 1 is needed")
+        for name, least in (("window", 1), ("patience", 1), ("tries", 0)):
+            if getattr(self, name) < least:
+                raise BadRequest(f"swift({name}={getattr(self, name)}): an integer of at least {least} is needed")
+        if self.kappa < 0:
+            raise BadRequest(f"swift(kappa={self.kappa}): a number of at least 0 is needed")
+
+    def prepare(self, target: CausalModel) -> CausalModel:
+        require_views(target, "drafter 'swift'")
+        if target.num_layers < 4:
+            raise Unsupported(
+                f"drafter 'swift' leaves out layers between the first and the last; {target.name} has "
+                f"{target.num_layers} layers, at least 4 are needed"
+            )
+        self.search = Search(target.num_layers, self.skip, self.kappa)
+        self._skipped = self.search.view(self.search.best)
+        self._skipped.check(target.num_layers)
+        return target
+
+    def view(self, sequence: Sequence) -> Skip:
+        return self._skipped
+
+    def commit(self, outcomes: Seq[Outcome]) -> None:
+        """One more set is tried on one of the sequences that are long enough."""
+        ready = [outcome.sequence for outcome in outcomes if outcome.sequence.generated > self.window]
+        if ready and self.searching:
+            sequence = self._bench.sequence if self._bench and self._bench.sequence in ready else ready[0]
+            skipped = self.search.propose()
+            self.search.report(skipped, self.agreement(sequence, self.search.view(skipped)))
+            self._skipped = self.search.view(self.search.best)
+
+    def end(self, sequence: Sequence) -> None:
+        if self._bench is not None and self._bench.sequence is sequence:
+            self._bench = None
+
+    @property
+    def searching(self) -> bool:
+        """Whether better sets are still looked for."""
+        search = self.search
+        return search.tried < self.tries and search.stale < self.patience and search.score <= self.max_score
+
+    def agreement(self, sequence: Sequence, view: Skip) -> float:
+        """Share of the first `window` generated tokens whose successor the view predicts, given the whole prompt."""
+        bench = self._bench
+        if bench is None or bench.sequence is not sequence:
+            bench = self._bench = self._copied(sequence)
+        text = sequence.tokens[sequence.prompt_length :]
+        tree = TokenTree.chain(text[0], text[1 : self.window])
+        best = self._model.score(bench.cache, [bench.row], [tree], view=view).logits.argmax(-1)
+        bench.cache.crop(bench.row, sequence.prompt_length)
+        return float(np.mean(best.cpu().numpy() == np.array(text[1 : self.window + 1])))
+
+    def _copied(self, sequence: Sequence) -> Bench:
+        assert sequence.cache is not None
+        assert sequence.row is not None
+        cache = self._model.new_cache(1, capacity=sequence.prompt_length + self.window)
+        row = cache.allocate()
+        cache.copy(sequence.row, row, sequence.prompt_length, sequence.cache)
+        return Bench(sequence, cache, row)

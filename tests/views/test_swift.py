@@ -1,0 +1,141 @@
+"""Skipping sub-blocks: any set is lossless, and the search finds better ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paceline.drafters.swift import EVERY, Search, Swift
+from paceline.errors import BadRequest, Unsupported
+from paceline.models.views import Skip
+from tests.drafters.support import PROMPTS, generated, results, start
+from tests.views.support import LAYERS, PASSES, engine_of, tapering
+
+
+@pytest.mark.parametrize("path", PASSES)
+def test_text_is_kept_under_any_set(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
+    generator = np.random.default_rng(3)
+    drafter = Swift(confidence=0.0, length=4, tries=0)
+    engine = engine_of(path, drafter, max_rows=3)
+    for _ in range(4):
+        attention, mlp = (frozenset(np.flatnonzero(generator.random(LAYERS) < 0.4).tolist()) for _ in range(2))
+        drafter._skipped = Skip(attention, mlp)
+        assert [result.tokens for result in results(engine, PROMPTS, max_new_tokens=24)] == expected
+
+
+@pytest.mark.parametrize("path", PASSES)
+def test_text_is_kept_while_sets_change(path: str) -> None:
+    drafter = Swift(window=4, confidence=0.1, max_score=1.0)
+    engine = engine_of(path, drafter, max_rows=3)
+    found = results(engine, PROMPTS, max_new_tokens=24)
+    assert [result.tokens for result in found] == [generated(tapering(), prompt, 24) for prompt in PROMPTS]
+    assert drafter.search.tried > 10
+    assert 0 < sum(r.stats.accepted for r in found) < sum(r.stats.drafted for r in found)
+
+
+def test_nothing_skipped_agrees_with_greedy_text() -> None:
+    drafter = Swift(window=6, tries=0)
+    engine = engine_of("fused", drafter)
+    sequence = start(engine, PROMPTS[2], max_new_tokens=20, ignore_eos=True)
+    while sequence.generated < 8:
+        engine.decoder.step()
+    before = [layer.keys.clone() for layer in engine.decoder.cache.layers]
+    assert drafter.agreement(sequence, Skip()) == 1.0
+    everything = frozenset(range(LAYERS))
+    assert drafter.agreement(sequence, Skip(everything, frozenset(range(1, LAYERS)))) < 1.0
+    assert drafter.agreement(sequence, Skip()) == 1.0
+    for layer, keys in zip(engine.decoder.cache.layers, before, strict=True):
+        np.testing.assert_array_equal(layer.keys, keys)
+
+
+def test_the_set_outlives_a_request_and_its_bench_does_not() -> None:
+    drafter = Swift(window=4, max_score=1.0)
+    engine = engine_of("module", "none")
+    engine.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True, drafter=drafter)
+    tried, best = drafter.search.tried, drafter.search.score
+    assert tried > 0
+    assert drafter._bench is None
+    engine.generate(PROMPTS[2], max_new_tokens=20, ignore_eos=True, drafter=drafter)
+    assert drafter.search.tried > tried
+    assert drafter.search.score >= best
+
+
+@pytest.mark.parametrize(("layers", "ratio", "count"), [(4, 0.45, 1), (5, 0.5, 3), (32, 0.45, 27), (12, 0.99, 19)])
+def test_sets_have_exactly_so_many_skips_and_keep_both_ends(layers: int, ratio: float, count: int) -> None:
+    search = Search(layers, ratio, 2.5)
+    first = search.view(search.propose())
+    assert first == Skip(frozenset(range(1, layers - 1, 2)), frozenset(range(1, layers - 1, 2)))
+    search.report(search.best, 0.1)
+    for i in range(60):
+        skipped = search.propose()
+        view = search.view(skipped)
+        assert len(view.attention) + len(view.mlp) == skipped.sum() == count
+        assert not {0, layers - 1} & (view.attention | view.mlp)
+        before = search.score
+        search.report(skipped, 0.3 + 0.01 * (i % 7))
+        assert search.score >= before
+
+
+def test_the_process_prefers_what_scored_well() -> None:
+    """Scores fall by a fixed amount for each of some sub-blocks that are skipped."""
+    search = Search(12, 0.4, 0.0)
+    costs = np.where(np.arange(20) % 3 == 0, 0.1, 0.01)
+    search.report(search.propose(), 0.3)
+    chosen = {}
+    while search.tried < 4 * EVERY:
+        turn = search.tried % EVERY == 0
+        skipped = search.propose()
+        search.report(skipped, 1 - float(costs[skipped].sum()))
+        chosen[search.tried] = (turn, search._scores[-1])
+    random = [score for turn, score in chosen.values() if not turn]
+    assert np.mean([score for turn, score in chosen.values() if turn]) > np.quantile(random, 0.8)
+    mean, deviation = search.posterior(np.stack(search._sets[:5]))
+    np.testing.assert_allclose(mean, search._scores[:5], atol=0.05)
+    assert (deviation < 0.2 * np.std(search._scores)).all()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "report", "ends"),
+    [
+        ({"max_score": 0.5}, [0.4, 0.6], 2),
+        ({"patience": 3}, [0.4, 0.6, 0.6, 0.1, 0.2, 0.9], 5),
+        ({"tries": 4, "max_score": 1.0}, [0.1] * 9, 4),
+    ],
+)
+def test_when_the_search_ends(knobs: dict[str, Any], report: list[float], ends: int) -> None:
+    drafter = Swift(**knobs)
+    engine_of("module", drafter)
+    tried = 0
+    for score in report:
+        if drafter.searching:
+            drafter.search.report(drafter.search.propose(), score)
+            tried += 1
+    assert tried == ends
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"skip": 0.0}, "skip=0.0"),
+        ({"skip": 1.0}, "between 0 and 1"),
+        ({"window": 0}, "window=0"),
+        ({"tries": -1}, "tries=-1"),
+        ({"patience": 0}, "patience=0"),
+        ({"kappa": -1.0}, "kappa=-1.0"),
+        ({"confidence": 2.0}, "confidence=2.0"),
+        ({"length": 0}, "length=0"),
+    ],
+)
+def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        Swift(**knobs)
+
+
+def test_a_model_of_three_layers_is_refused() -> None:
+    from paceline import Engine
+
+    with pytest.raises(Unsupported, match="has 3 layers, at least 4"):
+        Engine.load(tapering(layers=3), drafter="swift", fast=False)
