@@ -152,6 +152,14 @@ class TokenTree:
             nodes.append(node)
         return nodes[::-1]
 
+    def chain_below(self, node: int) -> list[int]:
+        """Node indices under `node` (left out), always the first child."""
+        nodes: list[int] = []
+        while self.children[node]:
+            node = self.children[node][0]
+            nodes.append(node)
+        return nodes
+
     def limit(self, nodes: int, depth: int) -> TokenTree:
         """The tree without nodes deeper than `depth` and with at most `nodes` drafted nodes, earliest first."""
         if self.drafted <= nodes and (self.drafted <= depth or self.depth.max() <= depth):

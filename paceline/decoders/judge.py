@@ -21,13 +21,15 @@ class Judged:
 
     Attributes:
         path: accepted nodes, root first.
-        run: the accepted nodes' tokens, then the bonus token.
+        run: the accepted nodes' tokens, the bonus token, and tokens that the verifier trusts unverified.
+        nodes: where each token of `run` was chosen: `path`, and nodes behind it.
         states: the policy's state after each token of `run`.
         rows: `[N + 1, V]` policy scores at every node.
     """
 
     path: list[int]
     run: list[int]
+    nodes: list[int]
     states: list[tuple[Any, ...]]
     rows: torch.Tensor
 
@@ -66,7 +68,7 @@ def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> li
     for i, (sequence, tree, question) in enumerate(zip(sequences, trees, questions, strict=True)):
         verdict: Judged | Exception
         if isinstance(question, Question):
-            verdict = _attempt(_conclude, sequence, tree, question, next(host), next(host))
+            verdict = _attempt(_conclude, sequence, tree, question, next(host), next(host), scores.of(i))
         else:
             verdict = question
         if not all(finite[scores.starts[i] : scores.starts[i + 1]]):

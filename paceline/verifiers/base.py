@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Accepted node indices, root first, and the bonus token that follows the last of them."""
+    """Accepted node indices, root first, and the bonus token that follows the last of them.
+
+    `behind` holds nodes whose own choice may follow the bonus token unverified, one after the other, as long as the
+    verifier trusts it (`MatchVerifier.trusts`); only lossy verifiers name any.
+    """
 
     path: list[int]
     bonus: int
+    behind: Sequence[int] = ()
 
 
 class Verifier(ABC):
@@ -89,6 +94,16 @@ class MatchVerifier(Verifier):
             chances: the randomness of each node's sequence.
             positions: output position of each node's successor.
         """
+
+    def trusts(self, law: torch.Tensor, text: Sequence[int], unverified: int) -> bool:
+        """Whether a token chosen at a node of `Verdict.behind` is emitted though no pass has verified it.
+
+        Args:
+            law: `[V]` log-distribution that it was chosen from.
+            text: prompt and text, the token last.
+            unverified: how many tokens at its end are unverified, this one included.
+        """
+        return False
 
     def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
         positions = [position + int(d) for d in tree.depth]
