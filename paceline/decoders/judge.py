@@ -102,7 +102,12 @@ def _ask(sequence: Sequence, tree: TokenTree, logits: torch.Tensor) -> Question:
 
 
 def _conclude(
-    sequence: Sequence, tree: TokenTree, question: Question, peaks: torch.Tensor, answer: torch.Tensor
+    sequence: Sequence,
+    tree: TokenTree,
+    question: Question,
+    peaks: torch.Tensor,
+    answer: torch.Tensor,
+    logits: torch.Tensor,
 ) -> Judged:
     verifier, chance, position = sequence.verifier, sequence.chance, sequence.generated
     if question.chosen:
@@ -115,4 +120,27 @@ def _conclude(
         raise BadRequest("policies: they leave no token that may come next; loosen one of them")
     run = [*(int(tree.tokens[node]) for node in path[1:]), verdict.bonus]
     after = sequence.pipeline.advance(question.states[last], verdict.bonus, question.rows[last])
-    return Judged(path, run, [*(question.states[node] for node in path[1:]), after], question.rows)
+    judged = Judged(path, run, path, [*(question.states[node] for node in path[1:]), after], question.rows)
+    return _unverified(sequence, judged, verdict.behind, logits) if verdict.behind else judged
+
+
+def _unverified(sequence: Sequence, judged: Judged, behind: Seq[int], logits: torch.Tensor) -> Judged:
+    """Go on with what the nodes behind the path say, as long as the verifier trusts it."""
+    pipeline, verifier = sequence.pipeline, sequence.verifier
+    assert isinstance(verifier, MatchVerifier)
+    run, nodes, states, rows = [*judged.run], [*judged.nodes], [*judged.states], judged.rows.clone()
+    for node in behind:
+        if run[-1] in sequence.end_tokens or pipeline.is_final(states[-1]):
+            break
+        # The history is that of the text, whatever stands in the tree.
+        row = pipeline.transform(logits[node : node + 1], [states[-1]])
+        position = sequence.generated + len(run)
+        chosen = row.argmax(-1) if pipeline.greedy else verifier.choose(row, [sequence.chance], [position])
+        text = [*sequence.tokens, *run, int(chosen)]
+        if not verifier.trusts(row[0].log_softmax(-1), text, len(run) + 1 - len(judged.path)):
+            break
+        states.append(pipeline.advance(states[-1], text[-1], row[0]))
+        run.append(text[-1])
+        nodes.append(node)
+        rows[node] = row[0]
+    return Judged(judged.path, run, nodes, states, rows)

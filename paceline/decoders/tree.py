@@ -198,8 +198,9 @@ class TreeDecoder:
         before = sequence.uncached - 1
         self.cache.keep(sequence.row, [*range(before), *(before + node for node in path)])
         if (top := sequence.request.sampling.logprobs) is not None:
-            law = sequence.pipeline.distribution(verdict.rows[path])
-            sequence.logprobs += token_logprobs(logits[path], law, run, top)
+            nodes = verdict.nodes[: ending.tokens]
+            law = sequence.pipeline.distribution(verdict.rows[nodes])
+            sequence.logprobs += token_logprobs(logits[nodes], law, run, top)
         sequence.tokens += run
         sequence.state = sequence.pipeline.settle(verdict.states[len(run) - 1])
         accepted = min(len(verdict.path) - 1, len(run))
