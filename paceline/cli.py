@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
-from paceline.commands import bench, demo, doctor, explain, generate, methods, train
+from paceline.commands import bench, datastore, demo, doctor, explain, generate, methods, report, train
 from paceline.commands.guard import Guarded
 
 app = typer.Typer(
@@ -22,9 +22,11 @@ app.command("generate")(generate.generate)
 app.command("explain")(explain.explain)
 app.command("methods")(methods.methods)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(train.app, name="train")
+app.add_typer(datastore.app, name="datastore")
 
 
 def _version(wanted: bool) -> None:

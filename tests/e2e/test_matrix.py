@@ -23,7 +23,7 @@ from paceline.errors import Unsupported
 from paceline.models.costs import PassCosts
 from paceline.requests import Result
 from paceline.specs import parse
-from paceline.testing.methods import DRAFTERS, POLICIES, VERIFIERS
+from paceline.testing.methods import DRAFTERS, POLICIES, VERIFIERS, filled
 
 NEW, SEED, END = 10, 5, 60
 PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
@@ -42,6 +42,8 @@ BRANCHING = (
     "lookahead",
     "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
+    "rest('{datastore}', shortest=1)",
+    "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
     "auto(draft=draft(model='{draft}'))",
 )
 CHAINS_ONLY = ("rejection",)
@@ -133,7 +135,7 @@ def check_runs(result: Result, policy: str) -> None:
 @pytest.mark.parametrize("verifier", VERIFIERS)
 @pytest.mark.parametrize("spec", DRAFTERS)
 def test_cell(engine: Engine, draft: str, spec: str, verifier: str, policy: str) -> None:
-    drafter = spec.replace("{draft}", draft)
+    drafter = filled(spec, draft)
     parts = {"drafter": drafter, "verifier": verifier}
     if (spec, verifier) in REFUSED:
         with pytest.raises(Unsupported, match=REFUSED[spec, verifier]):
@@ -171,6 +173,6 @@ def test_the_matrix_is_not_empty(engine: Engine, draft: str) -> None:
     texts = {tuple(r.text for r in plain(engine, policy, "sampled", "bare")) for policy in POLICIES}
     assert len(texts) > 6
     for spec in DRAFTERS[1:]:
-        drafter = spec.replace("{draft}", draft)
+        drafter = filled(spec, draft)
         stats = [r.stats for r in engine.generate(PROMPTS, drafter=drafter, max_new_tokens=60, ignore_eos=True)]
         assert 0 < sum(s.accepted for s in stats) < sum(s.drafted for s in stats), spec

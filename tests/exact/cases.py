@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -20,12 +22,14 @@ from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
 from paceline.drafters.quantised import Quantised
 from paceline.drafters.recycling import Recycling
+from paceline.drafters.rest import Rest
 from paceline.drafters.sjd import SJD
 from paceline.drafters.suffix import Suffix
 from paceline.drafters.swift import Swift
 from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
 from paceline.testing import TabularModel, random_table
+from paceline.testing.datastores import small
 from paceline.testing.drafters import Fixed, Hostile, Tabular
 from paceline.verifiers import Verifier
 from paceline.verifiers.coupled import Coupled
@@ -74,6 +78,13 @@ POLICIES: dict[str, Callable[[], Pipeline]] = {
     "greedy": lambda: Pipeline((), greedy=True),
 }
 
+_FOLDER = TemporaryDirectory()
+
+
+def datastore() -> str:
+    return small(Path(_FOLDER.name) / "datastore", VOCABULARY)
+
+
 Make = Callable[[], Drafter]
 CHAINS: dict[str, Make] = {
     "none": NoDraft,
@@ -111,6 +122,7 @@ TREES: dict[str, Make] = {
     "ngram tree": lambda: NGram(candidates=3),
     "draft tree": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), tree="rsd_c(2)", budget=2),
     "suffix": Suffix,
+    "rest": lambda: Rest(datastore(), shortest=1, confidence=0.0),
     "recycling": Recycling,
     "lookahead": lambda: Lookahead(window=2, ngram=3, guesses=2),
 }
