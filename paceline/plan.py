@@ -23,6 +23,7 @@ CAPABILITIES = {
     "draft_law": "the distribution that draft tokens were drawn from",
     "hidden_states": "hidden states of the target's layers",
     "second_model": "a second model with the same vocabulary",
+    "prediction": "a request that says what it expects to be written (`prediction=`)",
 }
 
 

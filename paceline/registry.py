@@ -158,6 +158,9 @@ def construct(found: Method, options: Mapping[str, object]) -> Any:
         if not _fits(value, hints[name]):
             wanted = getattr(hints[name], "__name__", str(hints[name]))
             raise BadRequest(f"{found.name}({name}={value!r}): a value of type {wanted} is needed")
+    missing = [name for name in required(found) if name not in options]
+    if missing:
+        raise BadRequest(f"{found.kind} {found.name!r} needs {missing[0]}, as in {found.name}({missing[0]}=...)")
     try:
         return found.cls(**options)
     except TypeError as error:
@@ -197,6 +200,13 @@ def suggest(name: str, names: Sequence[str]) -> str:
     if near:
         return f"{name!r} is unknown; did you mean {' or '.join(repr(n) for n in near)}? ({known})"
     return f"{name!r} is unknown; {known}"
+
+
+def required(found: Method) -> list[str]:
+    """Names of the knobs without a default."""
+    empty = dataclasses.MISSING
+    knobs = (f for f in dataclasses.fields(found.cls) if f.init)
+    return [f.name for f in knobs if f.default is empty and f.default_factory is empty]
 
 
 def fields(found: Method) -> list[str]:

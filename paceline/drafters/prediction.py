@@ -42,6 +42,7 @@ class FollowPrediction(Follow):
     summary="Follows the output that the client expects (`prediction=`), and finds back after a difference.",
     paper="OpenAI API reference: predicted outputs",
     year=2024,
+    needs={"prediction"},
 )
 @dataclass(eq=False)
 class Prediction(WithFallback):

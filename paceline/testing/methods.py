@@ -30,6 +30,8 @@ DRAFTERS: tuple[str, ...] = (
     "suffix(tree=false, confidence=0, factor=99)",
     "translate(model='{draft}', confidence=0)",
     "translate(model='{draft}', length=2, confidence=0.1)",
+    "lexical",
+    "lexical(pads=2, placeholder=3)",
     "jacobi",
     "jacobi(block=3, init=random)",
     "sjd",
@@ -58,7 +60,7 @@ DRAFTERS: tuple[str, ...] = (
 #: Drafters that need the tokenizers of both models.
 TEXT = ("translate",)
 
-VERIFIERS: tuple[str, ...] = ("coupled", "rejection")
+VERIFIERS: tuple[str, ...] = ("coupled", "rejection", "lexical(beta=2)")
 
 #: Policies as `generate` takes them, by a name for each setting; ids stay below 32, the smallest vocabulary in use.
 POLICIES: Mapping[str, Mapping[str, object]] = {

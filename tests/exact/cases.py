@@ -17,6 +17,7 @@ from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.early_exit import EarlyExit
 from paceline.drafters.jacobi import Jacobi
+from paceline.drafters.lexical import LexicalUnits
 from paceline.drafters.lookahead import Lookahead
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
@@ -97,6 +98,7 @@ CHAINS: dict[str, Make] = {
     "ngram": NGram,
     "recycling chain": lambda: Recycling(template="0 00"),
     "jacobi": lambda: Jacobi(block=3),
+    "lexical": lambda: LexicalUnits(pads=2, placeholder=0),
     "sjd": lambda: SJD(block=3),
     "sjd that repeats": lambda: SJD(block=4, init="repeat"),
     "suffix chain": lambda: Suffix(tree=False, confidence=0.0),
