@@ -8,20 +8,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.commands import options as o
+from paceline.commands import outputs as out
 from paceline.errors import BadRequest
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from paceline.evaluation.report import Report
+
+#: Where a setting's name differs from its option's.
+RENAMED = {"temperature": "temperatures", "warm": "fresh"}
+#: Options that together make the setting `policies`.
+POLICIES = ("top_k", "top_p", "min_p", "policy")
 
 
 def bench(
+    context: typer.Context,
     model: o.Model = "pocket-code",
     sizes: Annotated[
         str, typer.Option(help="Comma list: pocket (as it is), or larger models of equal function: 100m, 500m.")
     ] = "pocket",
-    drafters: Annotated[str, typer.Option(help="all, or a comma list of specs.")] = "all",
+    drafters: Annotated[
+        str, typer.Option(help="all, or a comma list of specs; a spec after a minus sign is left out of all.")
+    ] = "all",
     verifier: o.Verifier = "coupled",
     workloads: Annotated[
         str, typer.Option(help="Comma list: code, edit, json, prose, humaneval, spec_bench, gsm8k; or all.")
@@ -32,33 +39,43 @@ def bench(
     dtype: o.Dtype = None,
     device: o.Device = None,
     repeats: Annotated[int, typer.Option(help="Runs of each prompt.")] = 1,
-    temperature: o.Temperature = 0.0,
+    temperature: Annotated[
+        str, typer.Option("--temperature", "-t", help="Comma list; 0 is greedy. Each prompt is run at every one.")
+    ] = "0",
     top_k: o.TopK = None,
     top_p: o.TopP = None,
     min_p: o.MinP = None,
     policy: o.Policies = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
     batch: Annotated[int, typer.Option(help="Prompts generated together.")] = 1,
-    peers: Annotated[bool, typer.Option("--peers/--no-peers", help="Measure transformers' generate as well.")] = True,
+    peers: Annotated[
+        str,
+        typer.Option(help="Modes of transformers' generate: all, none, or a list of plain, prompt lookup, assisted."),
+    ] = "all",
     assistant: Annotated[str | None, typer.Option(help="Draft model of transformers' assisted generation.")] = None,
     warm: Annotated[bool, typer.Option("--warm", help="Drafters keep what they learned from earlier prompts.")] = False,
+    least: Annotated[
+        float,
+        typer.Option(help="Leave out what its first prompts show to be slower than so many times plain decoding."),
+    ] = 0.0,
     threads: Annotated[int | None, typer.Option(help="CPU threads.")] = None,
     budget: Annotated[float | None, typer.Option(help="Stop after about this many seconds.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the report named by --json.")] = False,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write everything to this file.")] = None,
-    markdown_file: Annotated[Path | None, typer.Option("--markdown", help="Write tables to this file.")] = None,
-    plot_file: Annotated[Path | None, typer.Option("--plot", help="Draw tokens/s into this PNG or SVG.")] = None,
+    resume: Annotated[
+        Path | None, typer.Option(help="Go on with this report, with its settings where no others are given.")
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write everything to this file, after every round.")
+    ] = None,
+    markdown_file: out.Markdown = None,
+    html_file: out.Html = None,
+    plot_file: out.Plot = None,
 ) -> None:
     """Measure methods on workloads: paired, interleaved, at equal memory bandwidth, with equal work.
 
-    Every method generates the same number of tokens from the same prompts with the same weights; greedy texts are
-    compared token for token.
+    Every method generates the same number of tokens from the same prompts with the same weights; texts are compared
+    token for token.
     """
-    for path in (json_file, markdown_file, plot_file):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise BadRequest(f"{path}: there is no folder {str(path.resolve().parent)!r}")
-    if resume and json_file is None:
-        raise BadRequest("resume: name the report to go on with by --json")
+    files = out.Outputs(json_file or resume, markdown_file, html_file, plot_file)
     settings = {
         "model": model,
         "sizes": tuple(split(sizes)),
@@ -72,18 +89,22 @@ def bench(
         "dtype": dtype,
         "device": device,
         "repeats": repeats,
-        "temperature": temperature,
+        "temperatures": _temperatures(temperature),
         "seed": seed,
         "batch": batch,
-        "peers": peers,
+        "peers": tuple(split(peers)),
         "assistant": assistant,
         "fresh": not warm,
+        "least": least,
         "budget": budget,
     }
-    report = _run(settings, json_file if resume else None, threads)
-    if json_file is not None:
-        report.write(json_file)
-    _show(report, markdown_file, plot_file)
+    report = _run(settings, _given(context), resume, threads, files.json)
+    files.write(report)
+    from rich.console import Console
+
+    out.show(report, Console(highlight=False))
+    if not report.complete:
+        typer.secho("The budget ended before all was measured; --resume goes on.", fg="yellow", err=True)
 
 
 def split(text: str) -> list[str]:
@@ -98,7 +119,23 @@ def split(text: str) -> list[str]:
     return [part.strip() for part in parts if part.strip()]
 
 
-def _run(values: dict[str, Any], earlier: Path | None, threads: int | None) -> Report:
+def _temperatures(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in split(text))
+    except ValueError as error:
+        raise BadRequest(f"temperature: {text!r} is not a comma list of numbers, such as 0,0.8") from error
+
+
+def _given(context: typer.Context) -> set[str]:
+    """Settings that were given on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    names = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {RENAMED.get(name, name) for name in names} | ({"policies"} if names & set(POLICIES) else set())
+
+
+def _run(
+    values: dict[str, Any], given: set[str], resume: Path | None, threads: int | None, file: Path | None
+) -> Report:
     o.hush()
     import torch
     from rich.console import Console
@@ -111,51 +148,20 @@ def _run(values: dict[str, Any], earlier: Path | None, threads: int | None) -> R
         if threads < 1:
             raise BadRequest(f"threads: {threads} is not allowed; at least 1 is needed")
         torch.set_num_threads(threads)
-    settings = Settings(**values)
-    report = Report.read(earlier) if earlier is not None and earlier.exists() else None
+    earlier = Report.read(resume) if resume is not None else None
+    if earlier is not None:
+        known = {name: value for name, value in earlier.settings.items() if name in values and name not in given}
+        lists = {name: tuple(value) for name, value in known.items() if isinstance(value, list)}
+        values = values | known | lists | {"budget": values["budget"]}
     progress = Progress(Console(stderr=True, highlight=False))
     try:
-        return run(settings, progress, report)
+        return run(Settings(**values), progress, earlier, lambda report: _keep(report, file))
     finally:
         progress.close()
 
 
-def _show(report: Report, markdown_file: Path | None, plot_file: Path | None) -> None:
-    from rich.console import Console
-
-    from paceline.evaluation.plot import draw
-    from paceline.evaluation.report import markdown
-
-    if markdown_file is not None:
-        markdown_file.write_text(markdown(report), encoding="utf-8")
-    if plot_file is not None:
-        draw(report, plot_file)
-    _print(report, Console(highlight=False))
-    if not report.complete:
-        typer.secho("The budget ended before all was measured; --resume goes on.", fg="yellow", err=True)
-
-
-def _print(report: Report, console: Console) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
-    from paceline.evaluation import report as r
-
-    for section in r.sections(report):
-        info = report.sizes[section.size]
-        speed = f"at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, bound {section.bound:.0f}"
-        title = Text(f"{info.label} · {section.workload}", "bold")
-        title.append(f"  {speed}, {section.loops:.0%} loops", "dim")
-        table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
-        for i, name in enumerate(r.SHORT):
-            table.add_column(name, justify="left" if i == 0 else "right", no_wrap=True)
-        for name, *cells in section.lines:
-            style = "dim" if name.startswith("transformers") else ""
-            label = name.replace("transformers", "hf").replace("prompt lookup", "lookup").removeprefix("paceline ")
-            table.add_row(label, *cells, style=style)
-        console.print(table)
-        console.print()
-    for note in (r.machine(report), r.mode_note(report), *r.NOTES, *r.differences(report)):
-        console.print(Text(note, "dim"))
-    for name, reason in report.skipped.items():
-        console.print(Text(f"left out: {name}: {reason}", "dim"))
+def _keep(report: Report, file: Path | None) -> None:
+    """What was measured so far; a report that is never finished counts as incomplete."""
+    if file is not None:
+        report.complete = False
+        report.write(file, summary=False)

@@ -46,7 +46,7 @@ def demo(
     ids = engine.tokenizer(text)["input_ids"]
     contestants = [own.Method(engine, name) for name in dict.fromkeys((own.PLAIN, drafter))]
     batch = Batch("code", PROMPT, (tuple(ids),))
-    arena = Arena("demo", [peers.peers(module, None)[0], *contestants], Job(max_new_tokens), engine.model.device)
+    arena = Arena("demo", [peers.peers(module, None)[0], *contestants], [Job(max_new_tokens)], engine.model.device)
     arena.warm_up(batch)
     streamed = _stream(console, engine, text, drafter, max_new_tokens)
     arena.progress = progress = Progress(Console(stderr=True, highlight=False))

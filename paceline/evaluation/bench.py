@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -14,8 +15,9 @@ from paceline.errors import BadRequest
 from paceline.evaluation import own, peers, workloads
 from paceline.evaluation.equality import Difference, difference
 from paceline.evaluation.memory import resident
+from paceline.evaluation.provenance import provenance
 from paceline.evaluation.report import Report, SizeInfo
-from paceline.evaluation.runner import Arena, Batch, batches
+from paceline.evaluation.runner import Arena, Batch, batches, interleaved
 from paceline.evaluation.samples import Contestant, Job, Sample
 from paceline.evaluation.summary import OWN_PLAIN, PEER_PLAIN
 
@@ -40,12 +42,13 @@ class Settings:
     dtype: str | None = None
     device: str | None = None
     repeats: int = 1
-    temperature: float = 0.0
+    temperatures: tuple[float, ...] = (0.0,)
     seed: int = 0
     batch: int = 1
-    peers: bool = True
+    peers: tuple[str, ...] = ("all",)
     assistant: str | None = None
     fresh: bool = True
+    least: float = 0.0
     budget: float | None = None
 
     def __post_init__(self) -> None:
@@ -54,6 +57,19 @@ class Settings:
                 raise BadRequest(f"{name}: {getattr(self, name)} is not allowed; at least 1 is needed")
         if not self.sizes:
             raise BadRequest(f"sizes: none given; {AS_IS!r} stands for the model as it is")
+        if not self.temperatures:
+            raise BadRequest("temperature: none given; 0 is greedy")
+        wrong = [t for t in self.temperatures if not 0 <= t < math.inf]
+        if wrong:
+            raise BadRequest(f"temperature: {wrong[0]} is out of range; 0 (greedy) or more is allowed")
+        if not 0 <= self.least < 1:
+            raise BadRequest(f"least: {self.least} is not allowed; 0 (keep all) to below 1 is")
+        peers.chosen(self.peers)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """What every contestant does with a prompt."""
+        return [Job(self.max_new_tokens, temperature, self.seed) for temperature in dict.fromkeys(self.temperatures)]
 
     @property
     def assistant_name(self) -> str | None:
@@ -61,42 +77,90 @@ class Settings:
         return self.assistant or (POCKET_DRAFT if self.model == POCKET else None)
 
 
-def run(settings: Settings, progress: Callable[[str], None], report: Report | None = None) -> Report:
-    """Measure everything, or what is missing in an earlier report, size by size (one size in memory at a time)."""
-    report = report or Report(asdict(settings))
-    deadline = None if settings.budget is None else time.monotonic() + settings.budget
+#: Settings under which samples of one report must agree.
+FIXED = ("model", "max_new_tokens", "dtype", "device", "batch", "seed", "verifier", "policies", "fresh", "assistant")
+
+
+def run(
+    settings: Settings,
+    progress: Callable[[str], None],
+    report: Report | None = None,
+    save: Callable[[Report], None] = lambda report: None,
+) -> Report:
+    """Measure everything, or what is missing in an earlier report, size by size (one size in memory at a time).
+
+    Args:
+        settings: what to measure.
+        progress: told what is about to happen.
+        report: an earlier one to go on with. It may lack methods, sizes, workloads, temperatures.
+        save: called after every round, so that nothing measured is lost.
+
+    Raises:
+        BadRequest: nothing to measure, or the earlier report was made under other settings.
+    """
+    report = _continued(report, settings)
+    began = time.monotonic()
     data = Path(settings.data) if settings.data is not None else None
     prompts, missing = workloads.load(settings.workloads, data, settings.limit)
     report.skipped.update(missing)
     if not prompts:
         raise BadRequest(f"workloads: nothing to measure; {'; '.join(missing.values())}")
-    for size in settings.sizes:
+    complete = True
+    for done, size in enumerate(settings.sizes):
         progress(f"{size}: loading")
-        complete = _Size(settings, size, report).measure(prompts, progress, deadline)
+        field = _Size(settings, size, report, lambda: save(report))
+        complete &= field.measure(prompts, progress, _deadline(settings, began, len(settings.sizes) - done))
+        del field
         gc.collect()
-        if not complete:
-            report.complete = False
-            return report
-    report.complete = True
+    report.complete = complete
+    return report
+
+
+def _deadline(settings: Settings, began: float, sizes: int) -> float | None:
+    """When a size must be done: what is left of the budget is shared evenly among the sizes that are left."""
+    if settings.budget is None:
+        return None
+    now = time.monotonic()
+    return now + (began + settings.budget - now) / sizes
+
+
+def _continued(report: Report | None, settings: Settings) -> Report:
+    asked = asdict(settings)
+    if report is None:
+        return Report(asked)
+    for name in FIXED:
+        if report.settings.get(name) != asked[name]:
+            raise BadRequest(f"resume: the report has {name} {report.settings.get(name)!r}, not {asked[name]!r}")
+    for name in ("sizes", "drafters", "workloads", "temperatures", "peers"):
+        asked[name] = tuple(dict.fromkeys([*report.settings[name], *asked[name]]))
+    again = tuple(f"({size}" for size in settings.sizes)
+    report.skipped = {name: why for name, why in report.skipped.items() if not any(part in name for part in again)}
+    report.settings = asked
+    now = provenance()
+    report.provenance.setdefault("resumed", []).append({name: now[name] for name in ("date", "commit", "argv")})
     return report
 
 
 class _Size:
     """One size of the model, with Paceline's engine and transformers' modules loaded side by side."""
 
-    def __init__(self, settings: Settings, size: str, report: Report) -> None:
-        self.settings, self.size, self.report = settings, size, report
+    def __init__(self, settings: Settings, size: str, report: Report, save: Callable[[], None]) -> None:
+        self.settings, self.size, self.report, self.save = settings, size, report, save
         inflated = None if size == AS_IS else size
         kind: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "inflated": inflated}
         empty = _resident(None)
-        self.engine = Engine.load(settings.model, max_rows=settings.batch, **kind)
+        self.engine = Engine.load(settings.model, max_rows=settings.batch, drafter=own.PLAIN, **kind)
         model = self.engine.model
         loaded = resident(model.device)
-        self.contestants: list[Contestant] = []
         found, skipped = own.methods(self.engine, list(settings.drafters), settings.verifier, settings.policies)
-        self.contestants += found
-        report.skipped.update(skipped)
-        if settings.peers:
+        self.contestants: list[Contestant] = [*found]
+        report.skipped.update({f"{name} ({size})": reason for name, reason in skipped.items()})
+        for method in found:
+            job = next((job for job in settings.jobs if method.refusal(job) is None), None)
+            if job is not None:
+                report.methods[method.name] = method.about(job)
+        before_peers = resident(model.device)
+        if peers.chosen(settings.peers):
             self._add_peers(kind)
         report.sizes[size] = SizeInfo(
             label=size if inflated is None else f"{size}, inflated",
@@ -106,42 +170,53 @@ class _Size:
             dtype=str(model.module.dtype).removeprefix("torch."),
             path=model.path,
             own_bytes=loaded - empty,
-            peer_bytes=resident(model.device) - loaded if settings.peers else None,
+            peer_bytes=resident(model.device) - before_peers if peers.chosen(settings.peers) else None,
+            held={method.name: method.held for method in found},
         )
 
     def _add_peers(self, kind: dict[str, Any]) -> None:
-        settings, report = self.settings, self.report
+        settings, report, wanted = self.settings, self.report, peers.chosen(self.settings.peers)
         module = peers.load_peer(settings.model, **kind)
         assistant = None
-        if settings.assistant_name is None:
-            report.skipped["assisted"] = "no draft model is known for this model; name one with --assistant"
-        else:
-            assistant = peers.load_peer(settings.assistant_name, settings.dtype, settings.device, None)
-        for peer in peers.peers(module, assistant):
-            if peer.single and settings.batch > 1:
-                report.skipped[f"transformers {peer.name}"] = "transformers generates one prompt at a time in this mode"
+        if peers.ASSISTED in wanted:
+            if settings.assistant_name is None:
+                report.skipped["assisted"] = "no draft model is known for this model; name one with --assistant"
             else:
+                assistant = peers.load_peer(settings.assistant_name, settings.dtype, settings.device, None)
+        for peer in peers.peers(module, assistant):
+            if peer.name in wanted and peer.single and settings.batch > 1:
+                report.skipped[f"transformers {peer.name}"] = "transformers generates one prompt at a time in this mode"
+            elif peer.name in wanted:
                 self.contestants.append(peer)
 
     def measure(
         self, prompts: dict[str, list[workloads.Prompt]], progress: Callable[[str], None], deadline: float | None
     ) -> bool:
-        settings = self.settings
-        job = Job(settings.max_new_tokens, settings.temperature, settings.seed)
-        mine = [s for s in self.report.samples if s.size == self.size]
-        model = self.engine.model
-        arena = Arena(self.size, self.contestants, job, model.device, settings.fresh, progress, mine)
-        todo = [batch for name, found in prompts.items() for batch in self._batches(name, found)]
-        if not todo:
+        settings, report, model = self.settings, self.report, self.engine.model
+        groups = [found for name, texts in prompts.items() if (found := self._batches(name, texts))]
+        if not groups:
             raise BadRequest(f"workloads: no prompt fits the context of {model.context} tokens")
-        before = len(mine)
+        todo = interleaved(groups)
+        planned = {group[0].workload: len(group) * settings.repeats for group in groups}
+        report.planned[self.size] = report.planned.get(self.size, {}) | planned
+        arena = Arena(
+            self.size,
+            self.contestants,
+            settings.jobs,
+            model.device,
+            settings.fresh,
+            progress,
+            report.samples,
+            settings.least,
+            self.save,
+            report.skipped,
+        )
         arena.warm_up(todo[0])
         try:
             return arena.play(todo, settings.repeats, deadline)
         finally:
-            self.report.samples += arena.samples[before:]
             progress(f"{self.size}: comparing texts")
-            self.report.identical[self.size] = self._identical(arena.samples, todo)
+            self._compare({(batch.workload, batch.name): batch for batch in todo})
 
     def _batches(self, workload: str, prompts: list[workloads.Prompt]) -> list[Batch]:
         room = self.engine.model.context - self.settings.max_new_tokens
@@ -152,19 +227,28 @@ class _Size:
             self.report.skipped[f"{workload} (part)"] = reason
         return batches(workload, fitting, self.settings.batch) if fitting else []
 
-    def _identical(self, samples: list[Sample], todo: list[Batch]) -> dict[str, Any]:
+    def _compare(self, todo: dict[tuple[str, str], Batch]) -> None:
         """For each method and each plain decoding: on how many prompts the tokens are the same."""
-        references = {OWN_PLAIN: (own.SIDE, own.PLAIN)}
-        if self.settings.peers and not self.settings.temperature:  # sampled: another source of randomness
+        for temperature in dict.fromkeys(s.temperature for s in self.report.samples if s.size == self.size):
+            mine = [s for s in self.report.samples if (s.size, s.temperature) == (self.size, temperature)]
+            known = self.report.identical.setdefault(self.size, {}).setdefault(f"{temperature:g}", {})
+            known.update(self._identical(mine, todo, temperature))
+
+    def _identical(
+        self, samples: list[Sample], todo: dict[tuple[str, str], Batch], temperature: float
+    ) -> dict[str, Any]:
+        """By workload and method. Sampled texts are the same where one seed gives one text; never transformers'."""
+        references = {OWN_PLAIN: (own.SIDE, own.PLAIN)} if not temperature or own.seeded(self.settings.verifier) else {}
+        if not temperature and any(s.side == peers.SIDE and s.method == peers.PLAIN for s in samples):
             references[PEER_PLAIN] = (peers.SIDE, peers.PLAIN)
-        checker = _Checker(self.engine.model, {(b.workload, b.name): b for b in todo}, samples)
+        checker = _Checker(self.engine.model, todo, samples)
         return {
             workload: {
                 f"{side} {method}": {
                     name: checker.compare(workload, side, method, *ref) for name, ref in references.items()
                 }
-                for side, method in dict.fromkeys((s.side, s.method) for s in samples)
-                if side == own.SIDE or not self.settings.temperature
+                for side, method in dict.fromkeys((s.side, s.method) for s in samples if s.workload == workload)
+                if side == own.SIDE or not temperature
             }
             for workload in dict.fromkeys(s.workload for s in samples)
         }
@@ -208,8 +292,10 @@ class _Checker:
             return None
         known = (workload, key, other, reference)
         if known not in self._known:
-            prompt = self.prompts[workload, name].prompts[place]
-            self._known[known] = difference(name, prompt, other, reference, self.model)
+            # A prompt of an earlier run may not be among those of this one: then the gap stays unknown.
+            batch = self.prompts.get((workload, name))
+            prompt, model = (batch.prompts[place], self.model) if batch else ((), None)
+            self._known[known] = difference(name, prompt, other, reference, model)
         return self._known[known]
 
 

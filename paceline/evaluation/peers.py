@@ -13,9 +13,14 @@ from paceline.errors import BadRequest
 from paceline.evaluation.samples import Contestant, Job, Prompts, Run
 from paceline.evaluation.timing import synchronize
 from paceline.models.loading import load_model
+from paceline.registry import suggest
 
 SIDE, PLAIN = "transformers", "plain"
-LOOKUP = 10
+#: The modes, in the order in which they are reported.
+LOOKUP, ASSISTED = "prompt lookup", "assisted"
+NAMES = (PLAIN, LOOKUP, ASSISTED)
+#: Tokens that prompt lookup drafts.
+LENGTH = 10
 
 
 class Clock(BaseStreamer):
@@ -79,11 +84,19 @@ def load_peer(model: Any, dtype: str | None, device: str | None, inflated: str |
     return module
 
 
+def chosen(names: tuple[str, ...]) -> list[str]:
+    """Those of `NAMES` that are meant; `"all"` and `"none"` are allowed. Raises `BadRequest` on an unknown name."""
+    for name in names:
+        if name not in (*NAMES, "all", "none"):
+            raise BadRequest(f"peers: {suggest(name, [*NAMES, 'all', 'none'])}")
+    return [name for name in NAMES if (name in names or "all" in names) and "none" not in names]
+
+
 def peers(module: Any, assistant: Any | None) -> list[Peer]:
     """Plain decoding, prompt lookup, and assisted generation where there is an assistant."""
     found = [
         Peer(PLAIN, module, {}, single=False),
-        Peer("prompt lookup", module, {"prompt_lookup_num_tokens": LOOKUP}, single=True),
+        Peer(LOOKUP, module, {"prompt_lookup_num_tokens": LENGTH}, single=True),
     ]
     if assistant is not None:
         if assistant.config.vocab_size != module.config.vocab_size:
@@ -91,7 +104,7 @@ def peers(module: Any, assistant: Any | None) -> list[Peer]:
                 f"assistant: its vocabulary has {assistant.config.vocab_size} tokens, the model's "
                 f"{module.config.vocab_size}"
             )
-        found.append(Peer("assisted", module, {"assistant_model": assistant}, single=True))
+        found.append(Peer(ASSISTED, module, {"assistant_model": assistant}, single=True))
     return found
 
 

@@ -8,8 +8,9 @@ import matplotlib
 
 from paceline.errors import BadRequest
 from paceline.evaluation import own
-from paceline.evaluation.report import Report, machine, number
+from paceline.evaluation.report import Report
 from paceline.evaluation.summary import ALL, PEER_BEST, PEER_PLAIN, Row, usual_mode
+from paceline.evaluation.tables import Board, boards, choice, machine, number
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -22,6 +23,8 @@ INK, FAINT = "#222222", "#8a8a8a"
 BAR, GAP, WIDTH = 0.24, 0.32, 7.2
 #: A bound beyond this many times the longest bar is named at the edge instead of drawn.
 FAR = 2.0
+#: Bars of a panel; where there would be more, only all workloads together are shown.
+MOST = 40
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
@@ -29,14 +32,12 @@ def draw(report: Report, path: Path) -> None:
     """Write the picture; its format follows the file's suffix. Raises `BadRequest` for an unknown one."""
     if path.suffix.lower() not in SUFFIXES:
         raise BadRequest(f"plot: {path.name!r} must end in {', '.join(SUFFIXES)}")
-    rows = report.rows()
-    sizes = list(dict.fromkeys(row.size for row in rows))
-    if not sizes:
+    panels = [panel for board in boards(report) for t in board.temperatures if (panel := _chosen(board, t))]
+    if not panels:
         raise BadRequest("plot: there are no samples to draw")
-    panels = [[row for row in rows if row.size == size] for size in sizes]
     height = max(_height(panel) for panel in panels)
     figure, axes = plt.subplots(
-        1, len(sizes), figsize=(WIDTH * len(sizes), height + 1.9), squeeze=False, layout="constrained"
+        1, len(panels), figsize=(WIDTH * len(panels), height + 1.9), squeeze=False, layout="constrained"
     )
     with plt.rc_context({"font.family": "DejaVu Sans"}):
         for axis, panel in zip(axes[0], panels, strict=True):
@@ -45,6 +46,15 @@ def draw(report: Report, path: Path) -> None:
         figure.text(0.01, -0.005, _footnote(report), ha="left", va="top", fontsize=7.5, color=FAINT)
     figure.savefig(path, dpi=160, bbox_inches="tight", pad_inches=0.25, facecolor="white")
     plt.close(figure)
+
+
+def _chosen(board: Board, temperature: float) -> list[Row]:
+    """The rows of one size and temperature: workload by workload, or only all together when there are many methods."""
+    workloads = list(dict.fromkeys([*board.workloads, board.total]))
+    if len(workloads) * len(board.methods) > MOST:
+        workloads = [board.total]
+    rows = [board.row(temperature, workload, method) for workload in workloads for method in board.methods]
+    return [row for row in rows if row is not None]
 
 
 def _height(panel: list[Row]) -> float:
@@ -75,7 +85,7 @@ def _panel(axis: Axes, rows: list[Row], report: Report) -> None:
     axis.set_ylim(y, -GAP / 4)
     axis.set_xlim(0, longest * 1.28)
     _bound(axis, drawn[0].bound[mode], longest, report.modes.bandwidths[mode])
-    _decorate(axis, report, drawn[0].size)
+    _decorate(axis, report, drawn[0])
 
 
 def _bar(axis: Axes, row: Row, mode: str, y: float, colour: str, longest: float) -> None:
@@ -104,9 +114,11 @@ def _bound(axis: Axes, bound: float, longest: float, bandwidth: float) -> None:
     axis.text(1.0, 1.005, text, transform=axis.transAxes, ha="right", va="bottom", fontsize=7.5, color="#d1495b")
 
 
-def _decorate(axis: Axes, report: Report, size: str) -> None:
-    info = report.sizes[size]
+def _decorate(axis: Axes, report: Report, row: Row) -> None:
+    info = report.sizes[row.size]
     name = f"{info.label}: {info.parameters / 1e6:.0f} M parameters, {info.weight_bytes / 1e6:.0f} MB {info.dtype}"
+    if row.temperature or len(report.settings["temperatures"]) > 1:
+        name += f", {choice(row.temperature)}"
     axis.set_title(name, loc="left", fontsize=10.5, color=INK, pad=18)
     axis.set_xlabel("tokens/s, end to end", fontsize=8.5, color=FAINT)
     axis.tick_params(axis="x", labelsize=8, colors=FAINT, length=0)
@@ -118,15 +130,12 @@ def _decorate(axis: Axes, report: Report, size: str) -> None:
 
 
 def _colours(rows: list[Row]) -> dict[tuple[str, str], str]:
-    chosen: dict[tuple[str, str], str] = {}
-    counts = {True: 0, False: 0}
-    for row in rows:
-        if (row.side, row.method) not in chosen:
-            mine = row.side == own.SIDE
-            palette = OWN_COLOURS if mine else PEER_COLOURS
-            chosen[row.side, row.method] = palette[counts[mine] % len(palette)]
-            counts[mine] += 1
-    return chosen
+    """A colour for each method; one for all of Paceline's where there are more than colours."""
+    found = list(dict.fromkeys((row.side, row.method) for row in rows))
+    mine = sorted((m for m in found if m[0] == own.SIDE), key=lambda m: m[1] != own.PLAIN)
+    colours = OWN_COLOURS if len(mine) <= len(OWN_COLOURS) else (OWN_COLOURS[0], *OWN_COLOURS[1:2] * len(mine))
+    theirs = [m for m in found if m[0] != own.SIDE]
+    return dict(zip(mine, colours, strict=False)) | dict(zip(theirs, PEER_COLOURS, strict=False))
 
 
 def _label(row: Row) -> str:

@@ -41,10 +41,20 @@ class Job:
 
 
 class Contestant(ABC):
-    """A way to generate text."""
+    """A way to generate text.
+
+    Attributes:
+        side, name: who it is, in reports.
+        held: bytes of memory that it keeps for itself beside the model.
+    """
 
     side: ClassVar[str]
     name: str
+    held: int = 0
+
+    def refusal(self, job: Job) -> str | None:
+        """Why it cannot do this job, in a sentence; `None` when it can."""
+        return None
 
     def prepare(self, fresh: bool = True) -> None:
         """Get ready, outside the measured time; `fresh` forgets what was learned from earlier prompts."""
@@ -60,7 +70,7 @@ class Sample:
     """One measured run with its circumstances, as stored in a report.
 
     Attributes:
-        size, workload, prompt, repeat: which run; `prompt` names the batch's prompts.
+        size, workload, prompt, repeat, temperature: which run; `prompt` names the batch's prompts.
         side, method: who ran.
         bandwidth: bytes a second around the run: the mean of the probes before and after.
         others: cores that other programs used during the run.
@@ -84,6 +94,12 @@ class Sample:
     attempts: int = 1
     growth: int | None = None
     stats: dict[str, Any] | None = field(default=None, repr=False)
+    temperature: float = 0.0
+
+    @property
+    def key(self) -> tuple[str, str, str, int, float, str, str]:
+        """What no other sample of a report shares."""
+        return self.size, self.workload, self.prompt, self.repeat, self.temperature, self.side, self.method
 
     @property
     def count(self) -> int:

@@ -77,7 +77,7 @@ class SpeedUp:
 
 @dataclass
 class Row:
-    """One method on one workload.
+    """One method on one workload at one temperature.
 
     Attributes:
         rate, decode_rate: tokens a second by mode.
@@ -87,7 +87,9 @@ class Row:
         best_peer: which of transformers' modes is the best here.
         tokens_per_pass, acceptance, shares, overhead: Paceline only, see `Stats`.
         repetition: share of the output that loops; acceptance on looping text says little.
+        phases: seconds a token in each phase of `Stats`, prefill included; Paceline only.
         growth: bytes of memory a run needed at most.
+        memory: the same with the model's weights and what the method keeps for itself.
         identical: against whom, and what was found (see `paceline.evaluation.bench`).
         unstable: samples left out because they were disturbed, or in a rare mode.
     """
@@ -110,31 +112,40 @@ class Row:
     overhead: float | None = None
     repetition: float = 0.0
     growth: int | None = None
+    phases: dict[str, float] | None = None
+    memory: int | None = None
+    temperature: float = 0.0
     identical: dict[str, Any] = field(default_factory=dict)
 
 
-def summarise(samples: Sequence[Sample], weight_bytes: dict[str, int], found: Modes) -> list[Row]:
-    """A row for each size, workload and method, in the order in which they ran; then all workloads together."""
-    workloads = list(dict.fromkeys(s.workload for s in samples))
+def summarise(samples: Sequence[Sample], weight_bytes: dict[str, float], found: Modes) -> list[Row]:
+    """A row for each size, temperature, workload and method, in the order in which they ran; then all workloads."""
+    groups: dict[tuple[str, float], list[Sample]] = {}
+    for s in sorted(samples, key=lambda s: s.temperature):
+        groups.setdefault((s.size, s.temperature), []).append(s)
     rows = []
     for size in dict.fromkeys(s.size for s in samples):
-        for workload in [*workloads, *([ALL] if len(workloads) > 1 else [])]:
-            group = [s for s in samples if s.size == size and workload in (s.workload, ALL)]
-            rows += _rows(size, workload, group, weight_bytes[size], found)
+        for group in (g for (name, _), g in groups.items() if name == size):
+            workloads = list(dict.fromkeys(s.workload for s in group))
+            for workload in [*workloads, *([ALL] if len(workloads) > 1 else [])]:
+                part = [s for s in group if workload in (s.workload, ALL)]
+                rows += _rows(workload, part, weight_bytes[size], found)
     return rows
 
 
-def _rows(size: str, workload: str, group: Sequence[Sample], weight_bytes: int, found: Modes) -> list[Row]:
+def _rows(workload: str, group: Sequence[Sample], weight_bytes: float, found: Modes) -> list[Row]:
+    by: dict[tuple[str, str], list[Sample]] = {}
+    for s in group:
+        by.setdefault((s.side, s.method), []).append(s)
     best = best_peer(group, found)
     against = {OWN_PLAIN: (own.SIDE, own.PLAIN), PEER_PLAIN: (peers.SIDE, peers.PLAIN)}
     if best is not None:
         against[PEER_BEST] = (peers.SIDE, best)
     rows = []
-    for side, method in dict.fromkeys((s.side, s.method) for s in group):
-        mine = _of(group, side, method)
-        row = _row(size, workload, side, method, mine, weight_bytes, found)
+    for mine in by.values():
+        row = _row(workload, mine, weight_bytes, found)
         for name, other in against.items():
-            speed_up = compare(mine, _of(group, *other), found)
+            speed_up = compare(mine, by.get(other, []), found)
             if speed_up is not None:
                 row.speed_up[name] = speed_up
         row.best_peer = best
@@ -142,12 +153,14 @@ def _rows(size: str, workload: str, group: Sequence[Sample], weight_bytes: int, 
     return rows
 
 
-def _row(size: str, workload: str, side: str, method: str, mine: list[Sample], weight_bytes: int, found: Modes) -> Row:
+def _row(workload: str, mine: list[Sample], weight_bytes: float, found: Modes) -> Row:
+    one = mine[0]
     row = Row(
-        size,
+        one.size,
         workload,
-        side,
-        method,
+        one.side,
+        one.method,
+        temperature=one.temperature,
         samples=len(mine),
         unstable=sum(found.of(s) is None for s in mine),
         rate=_by_mode(mine, found, lambda s: s.rate),
@@ -164,6 +177,7 @@ def _row(size: str, workload: str, side: str, method: str, mine: list[Sample], w
             total.add(Stats(**stats))
         row.tokens_per_pass, row.acceptance, row.overhead = total.tokens_per_pass, acceptance(total), total.overhead
         row.shares = {phase: getattr(total, phase) / total.seconds for phase in PHASES}
+        row.phases = {phase: getattr(total, phase) / total.tokens for phase in PHASES}
     return row
 
 
