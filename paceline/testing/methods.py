@@ -26,6 +26,8 @@ DRAFTERS: tuple[str, ...] = (
     "draft(model='{draft}', tree=rsd_s(width=2))",
     "rasd(draft=draft(model='{draft}', tree=dyspec(threshold=0.1)))",
     "rasd(draft=draft(model='{draft}', tree=rsd_s(width=2)), retrieve=recycling, top=2, nodes=3)",
+    "pearl(model='{draft}')",
+    "pearl(model='{draft}', length=2, threads=false)",
     "suffix",
     "suffix(tree=false, confidence=0, factor=99)",
     "translate(model='{draft}', confidence=0)",

@@ -22,6 +22,7 @@ from paceline.drafters.lookahead import Lookahead
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
 from paceline.drafters.quantised import Quantised
+from paceline.drafters.pearl import Pearl
 from paceline.drafters.recycling import Recycling
 from paceline.drafters.rest import Rest
 from paceline.drafters.sjd import SJD
@@ -108,6 +109,7 @@ CHAINS: dict[str, Make] = {
     "aggressive": lambda: Aggressive(confidence=0.0),
     "aggressive, nearest": lambda: Aggressive(resume="nearest", ngram=2, fallback=NGram()),
     "draft": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
+    "pearl": lambda: Pearl(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, threads=False),
     "ngram, else draft": lambda: Turns(
         NGram(), DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0), least=2
     ),
