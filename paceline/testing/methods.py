@@ -11,8 +11,8 @@ from pathlib import Path
 from paceline.specs import parse
 from paceline.testing.datastores import small
 
-#: Spec strings; `{draft}` stands for the folder of a small model with the target's vocabulary, `{datastore}` for that of
-#: a small datastore.
+#: Spec strings; `{draft}` stands for the folder of a small model with the target's vocabulary, `{datastore}` for that
+#: of a small datastore.
 DRAFTERS: tuple[str, ...] = (
     "none",
     "ngram",
@@ -54,6 +54,8 @@ DRAFTERS: tuple[str, ...] = (
     "swift(skip=0.8, confidence=0, length=3, window=2, max_score=1.0)",
     "rest('{datastore}', shortest=1)",
     "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
+    "aded",
+    "aded(datastore='{datastore}', adapt=tail, iterations=20, length=2, nodes=7)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
     "auto(draft=draft(model='{draft}'))",
@@ -62,7 +64,30 @@ DRAFTERS: tuple[str, ...] = (
 #: Drafters that need the tokenizers of both models.
 TEXT = ("translate",)
 
-VERIFIERS: tuple[str, ...] = ("coupled", "rejection", "lexical(beta=2)")
+VERIFIERS: tuple[str, ...] = (
+    "coupled",
+    "rejection",
+    "lexical(beta=2)",
+    "block",
+    "optimal",
+    "recursive",
+    "sequoia",
+    "specinfer",
+    "spectr",
+    "typical",
+    "typical(epsilon=1, delta=0.01)",
+    "lenient(lenience=1)",
+    "lenient(lenience=0.2)",
+    "lantern(delta=0, neighbours=1)",
+    "lantern(delta=0.4, neighbours=30)",
+    "bild(rollback=0)",
+    "bild(rollback=4)",
+    "synthetic(rate=0)",
+    "synthetic(rate=0.7)",
+)
+#: Verifiers that change even greedy text; one of them heeds no policy.
+RELAXED = ("lenient(lenience=0.2)", "lantern(delta=0.4, neighbours=30)", "bild(rollback=4)", "synthetic(rate=0.7)")
+LAWLESS = ("synthetic(rate=0.7)",)
 
 #: Policies as `generate` takes them, by a name for each setting; ids stay below 32, the smallest vocabulary in use.
 POLICIES: Mapping[str, Mapping[str, object]] = {
