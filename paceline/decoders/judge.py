@@ -112,6 +112,8 @@ def _conclude(
     verifier, chance, position = sequence.verifier, sequence.chance, sequence.generated
     if question.chosen:
         verdict = verifier.walk(tree, answer.long().tolist(), chance, position)
+    elif sequence.pipeline.greedy:
+        verdict = verifier.verify_greedy(tree, answer.view(len(tree), -1))
     else:
         verdict = verifier.verify(tree, answer.view(len(tree), -1), chance, position)
     path, last = verdict.path, verdict.path[-1]

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from paceline.chance import Chance
 from paceline.drafters.base import SequenceDrafter
-from paceline.plan import agreed
+from paceline.plan import LAWS, agreed
 from paceline.sequence import Sequence
 from paceline.testing.tabular import Table
-from paceline.tree import TokenTree
+from paceline.tree import Draws, TokenTree
 
 
 @dataclass(eq=False)
@@ -80,10 +81,86 @@ class Tabular(SequenceDrafter):
             if kind == "shared":
                 drafted.append(int(sequence.chance.couple(law[None], [position])))
             else:
-                drafted.append(sequence.chance.categorical(law.exp(), position, "draft"))
+                # The key names the step: where a position is drafted again, the draw is another one.
+                drafted.append(sequence.chance.categorical(law.exp(), position, ("draft", sequence.generated)))
             laws.append(law)
         reported = torch.stack(laws) if laws and kind != "shared" else None
         return TokenTree.chain(sequence.tokens[-1], drafted, reported)
+
+
+@dataclass(eq=False)
+class TabularTree(SequenceDrafter):
+    """A tree drawn from a table under the law that drafter and verifier agree on.
+
+    Args:
+        table: the draft law after every prefix.
+        branching: children of a node, by depth. Chains are `branching[0]` many, `len(branching)` long.
+        law: how tokens are drawn (see `paceline.plan.LAWS`); by default as drafter and verifier agree.
+    """
+
+    table: Table
+    branching: tuple[int, ...] = (2, 2)
+    law: str | None = None
+    shape: str = "tree"
+    drafts = frozenset(LAWS)
+
+    def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
+        kind = self.law or agreed(self, sequence.verifier)
+        widths = self.branching[:depth]
+        tokens, parents, laws = [sequence.tokens[-1]], [-1], list[torch.Tensor | None]([None])
+        level = [(0, tuple(sequence.tokens))]
+        for at, width in enumerate(widths):
+            deeper: list[tuple[int, tuple[int, ...]]] = []
+            for node, prefix in level:
+                draw = _Draw(sequence.chance, sequence.generated + at, (sequence.generated, node))
+                count = 1 if kind == "chains" and at else width
+                for token, law in draw.children(kind, self.table(prefix), count):
+                    deeper.append((len(tokens), (*prefix, token)))
+                    tokens.append(token)
+                    parents.append(node)
+                    laws.append(law)
+            level = deeper
+        return TokenTree(np.array(tokens), np.array(parents), _draws(laws))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws the children of one node."""
+
+    chance: Chance
+    position: int
+    key: tuple[int, int]
+
+    def children(self, kind: str, logq: torch.Tensor, count: int) -> list[tuple[int, torch.Tensor | None]]:
+        """Tokens and the laws they were drawn from; fewer than `count` where the law runs out."""
+        count = min(count, int(logq.isfinite().sum())) if kind not in ("replacement", "chains") else count
+        if kind == "fixed":
+            return [(int(token), None) for token in logq.topk(count).indices]
+        if kind == "top":
+            best = logq.topk(count - 1).indices
+            outside = logq.index_fill(0, best, -torch.inf).log_softmax(-1)
+            return [(int(token), None) for token in best] + [(self.token(outside, 0), outside)]
+        found: list[tuple[int, torch.Tensor | None]] = []
+        for i in range(count):
+            if kind == "shared":
+                found.append((int(self.chance.couple(logq[None], [self.position])), None))
+            else:
+                found.append((self.token(logq, i), logq))
+            if kind in ("shared", "distinct"):
+                logq = logq.index_fill(0, torch.tensor(found[-1][0]), -torch.inf)
+                logq = logq.log_softmax(-1) if i + 1 < count else logq
+        return found
+
+    def token(self, logq: torch.Tensor, index: int) -> int:
+        return self.chance.categorical(logq.exp(), self.position, ("draft", *self.key, index))
+
+
+def _draws(laws: list[torch.Tensor | None]) -> Draws | None:
+    drawn = [law for law in laws if law is not None]
+    if not drawn:
+        return None
+    row = np.cumsum([law is not None for law in laws]) - 1
+    return Draws(torch.stack(drawn), np.where([law is not None for law in laws], row, -1))
 
 
 @dataclass(eq=False)

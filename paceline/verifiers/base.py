@@ -44,7 +44,7 @@ class Verifier(ABC):
     #: Which choices of a policy it can judge.
     choices: ClassVar[frozenset[str]] = frozenset({"greedy", "sampled"})
     #: Whether it follows the best token of every node when the policy is greedy, as a lossless verifier must;
-    #: no distribution leaves the device then. Otherwise `verify` sees the softmax of the scores (temperature 1).
+    #: no distribution leaves the device then. Otherwise `verify_greedy` decides.
     walks_greedily: ClassVar[bool] = True
 
     def attach(self, target: CausalModel) -> None:
@@ -74,6 +74,15 @@ class Verifier(ABC):
             chance: the sequence's randomness.
             position: output position of the root's successors (the token at depth d is at `position + d - 1`).
         """
+
+    def verify_greedy(self, tree: TokenTree, logp: torch.Tensor) -> Verdict:
+        """Judge one tree under a greedy policy; asked only of verifiers that do not walk greedily.
+
+        Args:
+            tree: N drafted tokens under a root.
+            logp: `[N + 1, V]` float CPU tensor, log-softmax of the policy's scores at every node (temperature 1).
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no rule for greedy policies")
 
 
 class MatchVerifier(Verifier):

@@ -37,12 +37,13 @@ class Sibling:
     """A drafted token that is up for acceptance.
 
     Attributes:
-        node: its index in the tree.
+        node, parent: its index and its parent's in the tree.
         token: its token id.
         law: `[V]` float64, what it was drawn from given its earlier siblings; `None` for a token that was not drawn.
     """
 
     node: int
+    parent: int
     token: int
     law: torch.Tensor | None = None
 
@@ -113,8 +114,11 @@ class Laws:
         tree = self.tree
         if tree.draws is None or self._logq is None or tree.draws.row[node] < 0:
             return None
-        law = self._logq[int(tree.draws.row[node])].double().exp()
-        mass, token = float(law.sum()), int(tree.tokens[node])
+        row, token = int(tree.draws.row[node]), int(tree.tokens[node])
+        if row >= len(self._logq):
+            raise ValueError(f"draft token {token} was drawn, but its law, number {row}, is missing")
+        law = self._logq[row].double().exp()
+        mass = float(law.sum())
         if not abs(mass - 1) <= TOLERANCE:
             raise ValueError(f"the law of draft token {token} sums to {mass:.6g}; a distribution sums to 1")
         if float(law[token]) <= 0:
@@ -124,7 +128,10 @@ class Laws:
     def siblings(self, nodes: Sequence[int]) -> list[Sibling]:
         """The children of some nodes with equal prefixes, in draw order."""
         children = sorted(child for node in nodes for child in self.tree.children[node])
-        return [Sibling(child, int(self.tree.tokens[child]), self.draft(child)) for child in children]
+        tree = self.tree
+        return [
+            Sibling(child, int(tree.parents[child]), int(tree.tokens[child]), self.draft(child)) for child in children
+        ]
 
 
 class SiblingVerifier(Verifier):
@@ -142,7 +149,7 @@ class SiblingVerifier(Verifier):
         laws = Laws(tree, logp)
         node, twins, at = 0, [0], position
         while True:
-            siblings = self.order(laws.siblings(twins))
+            siblings = self.candidates(laws.siblings(twins))
             index, rest = self.choose(laws.target(node), siblings, Coins(chance, at))
             if index is None:
                 return Verdict(tree.path(node), chance.categorical(rest, at, "bonus"))
@@ -150,8 +157,12 @@ class SiblingVerifier(Verifier):
             twins = [s.node for s in siblings[index:] if s.token == siblings[index].token]
             at += 1
 
-    def order(self, siblings: list[Sibling]) -> list[Sibling]:
-        """The order in which siblings are tried; that of drawing unless a law allows another."""
+    def candidates(self, siblings: list[Sibling]) -> list[Sibling]:
+        """Siblings in the order in which they are tried: that of drawing, unless a law allows another.
+
+        Raises:
+            ValueError: their laws are not those that the verifier judges.
+        """
         return siblings
 
 

@@ -11,8 +11,9 @@ import torch
 
 from paceline import registry
 from paceline.api import Engine
-from paceline.drafters.base import Drafter
+from paceline.drafters.aded import ADED
 from paceline.drafters.aggressive import Aggressive
+from paceline.drafters.base import Drafter
 from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.early_exit import EarlyExit
@@ -32,10 +33,16 @@ from paceline.drafters.turns import Turns
 from paceline.policies.base import Context, Pipeline, Policy, Stage, State
 from paceline.testing import TabularModel, random_table
 from paceline.testing.datastores import small
-from paceline.testing.drafters import Fixed, Hostile, Tabular
+from paceline.testing.drafters import Fixed, Hostile, Tabular, TabularTree
 from paceline.verifiers import Verifier
+from paceline.verifiers.block import Block
 from paceline.verifiers.coupled import Coupled
+from paceline.verifiers.optimal import Optimal
+from paceline.verifiers.recursive import Recursive
 from paceline.verifiers.rejection import Rejection
+from paceline.verifiers.sequoia import Sequoia
+from paceline.verifiers.specinfer import SpecInfer
+from paceline.verifiers.spectr import SpecTr
 
 VOCABULARY, LENGTH, PROMPT = 3, 3, [0, 1, 0, 2, 0]
 TARGET = random_table(VOCABULARY, seed=1)
@@ -124,7 +131,9 @@ TREES: dict[str, Make] = {
     "fixed tree with twins": lambda: Fixed((1, 1, 0, 2, 0, 1), (0, 0, 0, 1, 1, 2)),
     "hostile tree": lambda: Hostile(VOCABULARY),
     "ngram tree": lambda: NGram(candidates=3),
+    "drawn siblings": lambda: TabularTree(DRAFT, (2,)),
     "draft tree": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), tree="rsd_c(2)", budget=2),
+    "aded": lambda: ADED(iterations=12, nodes=6),
     "suffix": Suffix,
     "rest": lambda: Rest(datastore(), shortest=1, confidence=0.0),
     "recycling": Recycling,
@@ -132,7 +141,16 @@ TREES: dict[str, Make] = {
 }
 DRAFTERS: dict[str, Make] = {**CHAINS, **TREES}
 #: A new verifier joins the proofs by a line here, and its mutants by theirs in `test_mutants`.
-VERIFIERS: dict[str, Verifier] = {"coupled": Coupled(), "rejection": Rejection()}
+VERIFIERS: dict[str, Verifier] = {
+    "coupled": Coupled(),
+    "rejection": Rejection(),
+    "block": Block(),
+    "optimal": Optimal(),
+    "recursive": Recursive(),
+    "sequoia": Sequoia(),
+    "specinfer": SpecInfer(),
+    "spectr": SpecTr(),
+}
 
 
 def pairs(drafters: Iterable[str]) -> list[tuple[str, str]]:

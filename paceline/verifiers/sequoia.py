@@ -1,0 +1,32 @@
+"""Sequoia's verifier: siblings without replacement that never run out.
+
+Children are drawn without replacement and tried in draw order, as in `recursive`. The paper goes on where the draft's
+law has no mass left: further siblings are drawn uniformly from the tokens not yet tried (recalled; the published code
+stops there). Such a child reports that uniform law, and sequential rejection is exact for it as for any other; so
+what differs from `recursive` is where the drafter may stop, and the verifier is the same.
+
+The acceptance vector that Sequoia's tree is planned from, `a_b` = chance that the b-th sibling is the accepted one, is
+`paceline.evaluation.acceptance.acceptance_vector`.
+
+Paper: Chen et al., "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding", 2024.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paceline.registry import Guarantee, method
+from paceline.verifiers.recursive import Recursive
+
+
+@method(
+    name="sequoia",
+    kind="verifier",
+    guarantee=Guarantee.LOSSLESS,
+    summary="Try siblings drawn without replacement; tokens beyond the draft's support may follow uniformly.",
+    paper="Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding",
+    year=2024,
+)
+@dataclass(frozen=True)
+class Sequoia(Recursive):
+    """Sampling and verification without replacement."""
