@@ -125,7 +125,7 @@ class TreeDecoder:
             judged = judge(group, [trees[s] for s in group], scores)
             clock.lap("judge")
             outcomes = [
-                self._guarded(s, self._keep, trees[s], verdict, scores.of(i))
+                self._guarded(s, self._keep, trees[s], verdict, scores, i)
                 for i, (s, verdict) in enumerate(zip(group, judged, strict=True))
             ]
             kept += [outcome for outcome in outcomes if outcome is not None]
@@ -172,9 +172,10 @@ class TreeDecoder:
         """Scores of all sequences together; should their pass fail, of each alone, and the culprit ends."""
         if not sequences:
             return
-        pending = [s.tokens[s.cached : -1] for s in sequences]
+        rows, pending = [s.row for s in sequences], [s.tokens[s.cached : -1] for s in sequences]
+        taps = tuple(sorted({layer for s in sequences for layer in s.drafter.taps}))
         try:
-            scores = self.model.score(self.cache, [s.row for s in sequences], [trees[s] for s in sequences], pending)
+            scores = self.model.score(self.cache, rows, [trees[s] for s in sequences], pending, taps)
         except Exception as error:
             for s in sequences:
                 self.cache.crop(s.row, s.cached)
@@ -188,11 +189,11 @@ class TreeDecoder:
             yield from self._score([s], trees)
 
     def _keep(
-        self, sequence: Sequence, tree: TokenTree, verdict: Judged | Exception, logits: torch.Tensor
+        self, sequence: Sequence, tree: TokenTree, verdict: Judged | Exception, scores: Scores, i: int
     ) -> tuple[Outcome, Ending]:
         if isinstance(verdict, Exception):
             raise verdict
-        room = self.cache.limit - len(sequence.tokens) + 1
+        room, logits = self.cache.limit - len(sequence.tokens) + 1, scores.of(i)
         ending = trim(sequence, verdict.run, verdict.states, room)
         run, path = verdict.run[: ending.tokens], verdict.path[: ending.tokens]
         before = sequence.uncached - 1
@@ -205,7 +206,8 @@ class TreeDecoder:
         sequence.state = sequence.pipeline.settle(verdict.states[len(run) - 1])
         accepted = min(len(verdict.path) - 1, len(run))
         sequence.stats.record(int(tree.depth.max()), tree.drafted, accepted, len(run))
-        return Outcome(sequence, tree, logits, verdict.path[: accepted + 1], run, verdict.rows), ending
+        path = verdict.path[: accepted + 1]
+        return Outcome(sequence, tree, logits, path, run, verdict.rows, scores.hidden_of(i)), ending
 
     def _tell_drafters(self, outcomes: list[Outcome]) -> None:
         for drafter, group in _by_drafter(outcomes, lambda outcome: outcome.sequence):

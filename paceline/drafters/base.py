@@ -35,6 +35,7 @@ class Outcome:
         path: accepted node indices, root first; `len(path) - 1` drafted tokens were accepted.
         tokens: emitted tokens, after trimming: the accepted ones and the bonus token.
         scores: `[len(tree), V]` the policy's scores at every node, each with the history of its own path.
+        hidden: `{layer: [len(tree), d]}` the target's states at every node that enter the layers its drafter taps.
     """
 
     sequence: Sequence
@@ -43,6 +44,7 @@ class Outcome:
     path: list[int]
     tokens: list[int]
     scores: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 class Drafter(ABC):
@@ -52,6 +54,8 @@ class Drafter(ABC):
     shape: str = "chain"
     #: Laws that its tokens can follow (see `paceline.plan.LAWS`); `paceline.plan.agreed` says which one is wanted.
     drafts: frozenset[str] = frozenset({"fixed"})
+    #: Layers whose states it wants with every outcome (0: embeddings; L: after the last norm); may be set by `attach`.
+    taps: tuple[int, ...] = ()
 
     def attach(self, target: CausalModel) -> None:
         """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""

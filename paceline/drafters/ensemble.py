@@ -39,6 +39,7 @@ class Ensemble(Drafter):
     def attach(self, target: CausalModel) -> None:
         for member in self.members:
             member.attach(target)
+        self.taps = tuple(sorted({layer for member in self.members for layer in member.taps}))
 
     def begin(self, sequence: Sequence) -> None:
         sequence.drafts = self.shared()

@@ -17,7 +17,7 @@ import torch
 from paceline.caches import Extension, Row, TrieCache
 from paceline.errors import Unsupported
 from paceline.models.costs import PassCosts, measure
-from paceline.models.views import Steering, View, ViewRule, blocks_of
+from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of
 from paceline.tree import TokenTree
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
@@ -59,6 +59,10 @@ class Scores:
     def of(self, i: int) -> torch.Tensor:
         """`[len(tree i), V]`."""
         return self.logits[self.starts[i] : self.starts[i + 1]]
+
+    def hidden_of(self, i: int) -> dict[int, torch.Tensor]:
+        """`{layer: [len(tree i), d]}`."""
+        return {layer: states[self.starts[i] : self.starts[i + 1]] for layer, states in self.hidden.items()}
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class ModuleForward:
         dtype = self.module.dtype
         cast = {k: m.to(dtype) for k, m in mask.items()} if isinstance(mask, dict) else mask.to(dtype)
         # The head's matrix is large: with one row, spare it the positions nobody asked for.
-        few = rows is not None and len(tokens) == 1 and self._keeps_logits and not hidden
+        few = rows is not None and len(tokens) == 1 and self._keeps_logits
         out = self.module(
             input_ids=tokens,
             position_ids=positions,
@@ -137,8 +141,8 @@ class ModuleForward:
         )
         logits = out.logits.flatten(0, 1)
         taps = {layer: out.hidden_states[layer].flatten(0, 1) for layer in hidden}
-        if rows is not None and not few:
-            logits, taps = logits[rows], {layer: h[rows] for layer, h in taps.items()}
+        if rows is not None:
+            logits, taps = logits if few else logits[rows], {layer: h[rows] for layer, h in taps.items()}
         return logits.float(), taps
 
 
@@ -283,6 +287,23 @@ class CausalModel:
         ordered = [parts[i] for i in range(len(rows))]
         taps = {layer: torch.cat([part[1][layer] for part in ordered]) for layer in hidden}
         return Scores(torch.cat([part[0] for part in ordered]), starts, taps)
+
+    @torch.inference_mode()
+    def read_out(self, states: torch.Tensor) -> torch.Tensor:
+        """What the last norm and the head make of inner states; for models that offer views.
+
+        Args:
+            states: `[n, d]`, as in `Scores.hidden` of any layer before the last.
+
+        Returns:
+            `[n, V]` float32 logits.
+        """
+        count = len(states)
+        blank = torch.zeros(1, count, dtype=torch.long, device=self.device)
+        mask = torch.zeros(1, 1, count, count, device=self.device)
+        masks: Mask = dict.fromkeys(self.windows, mask) if len(self.windows) > 1 else mask
+        view = {"view": Resume(self.num_layers, states[None])}
+        return self.forward(blank, blank, masks, None, None, (), **view)[0]  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def prefill(

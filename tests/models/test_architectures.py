@@ -66,7 +66,11 @@ def test_greedy_text_equals_transformers(name: str, draft: str) -> None:
     for prompt in (PROMPTS[0], PROMPTS[3]):
         assert engine.generate(prompt, max_new_tokens=NEW).tokens == wanted(name)[tuple(prompt)]
     for spec in drafters(draft):
-        results = engine.generate(PROMPTS, drafter=spec, max_new_tokens=NEW)
+        try:
+            results = engine.generate(PROMPTS, drafter=spec, max_new_tokens=NEW)
+        except Unsupported as error:  # drafts that need a certain layout of layers; the reason names the drafter's need
+            assert name != "Llama" or "at least 4 are needed" in str(error)
+            continue
         assert [r.tokens for r in results] == list(wanted(name).values()), spec
 
 
@@ -92,8 +96,12 @@ def test_the_faster_forward_pass_writes_the_same_text(name: str) -> None:
 def test_every_drafter_gets_something_accepted(tmp_path: Path) -> None:
     module_of("Llama").save_pretrained(tmp_path)
     engine = Engine.load(module_of("Llama"), drafter="none")
+    deep = Engine.load(build("LlamaConfig", {"num_hidden_layers": 4}), drafter="none")
     for spec in drafters(str(tmp_path))[1:]:
-        results = engine.generate(PROMPTS, drafter=spec, max_new_tokens=60)
+        try:
+            results = engine.generate(PROMPTS, drafter=spec, max_new_tokens=60)
+        except Unsupported:  # too few layers to leave some out
+            results = deep.generate(PROMPTS, drafter=spec, max_new_tokens=60)
         assert sum(r.stats.accepted for r in results) > 0, spec
 
 
@@ -102,4 +110,3 @@ def test_what_cannot_be_driven_is_refused_with_the_reason(name: str) -> None:
     config, changes, reason = REFUSED[name]
     with pytest.raises(Unsupported, match=reason):
         Engine.load(build(config, changes), drafter="none")
-

@@ -184,3 +184,10 @@ def test_a_module_is_left_as_it_was() -> None:
 def test_sets_that_do_not_suit_a_model_are_refused(view: Skip, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         view.check(LAYERS)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2", "GPT-2", "Cohere 2", "fused"])
+def test_inner_states_are_read_out_as_an_exit_reads_them(name: str) -> None:
+    model = model_of("fused") if name == "fused" else load_model(build(*SUPPORTED[name]), fast=False)
+    inner = scored(model, PROMPT, TOKENS, hidden=(1,), view=Exit(1))
+    torch.testing.assert_close(model.read_out(inner.hidden[1]), inner.logits, rtol=0, atol=0)
