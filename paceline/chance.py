@@ -46,6 +46,10 @@ class Chance(ABC):
             scores = scores.scatter(-1, ranked[-1][:, None], -torch.inf)
         return torch.stack(ranked, -1)
 
+    def twin(self) -> Chance:
+        """The same randomness for another thread."""
+        return self
+
     @abstractmethod
     def uniform(self, position: int, key: Hashable) -> float:
         """A number from [0, 1) for decisions that may come out any way without touching the output's law."""
@@ -99,6 +103,9 @@ class SeededChance(Chance):
     def _perturbed(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         noise = torch.stack([self.noise(position, scores.shape[-1]) for position in positions])
         return scores + noise.to(scores.device, non_blocking=True)
+
+    def twin(self) -> SeededChance:
+        return SeededChance(self.seed, self.stream)
 
     def uniform(self, position: int, key: Hashable) -> float:
         return float(self._generator(position, ("uniform", key)).random())

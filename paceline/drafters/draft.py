@@ -32,6 +32,7 @@ import torch
 
 from paceline import registry
 from paceline.caches import Row
+from paceline.chance import Chance
 from paceline.drafters.base import Outcome
 from paceline.drafters.second import SecondModel
 from paceline.errors import BadRequest
@@ -58,9 +59,14 @@ class Run:
         state: the policy's state after the last token.
         pending: tokens that the draft model has not seen; it is to continue the last of them.
         tokens: the draft.
+        states: the policy's state after each token.
         laws: `[V]` log-distributions that the tokens were drawn from, where the verifier wants to know.
         odds: the estimated chance that the draft is accepted as far as each token.
         log_chance: log of the estimated chance that all of it is accepted.
+        ahead: tokens between the text and the draft.
+        law: what the tokens follow, a key of `paceline.plan.LAWS`.
+        step: output position of the text's next token.
+        chance: the sequence's randomness.
     """
 
     sequence: Sequence
@@ -69,15 +75,31 @@ class Run:
     state: tuple[Any, ...]
     pending: list[int]
     tokens: list[int] = field(default_factory=list)
+    states: list[tuple[Any, ...]] = field(default_factory=list)
     laws: list[torch.Tensor] = field(default_factory=list)
     odds: list[float] = field(default_factory=list)
     log_chance: float = 0.0
+    ahead: int = 0
+    law: str = field(init=False)
+    step: int = field(init=False)
+    chance: Chance = field(init=False)
     scores: torch.Tensor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        sequence = self.sequence
+        # A chain can follow any law, hence the verifier's favourite.
+        self.law = "fixed" if sequence.pipeline.greedy else sequence.verifier.judges[0]
+        self.step, self.chance = sequence.generated, sequence.chance
 
     @property
     def draws(self) -> bool:
         """Whether tokens are drawn independently of the target's."""
-        return not self.sequence.pipeline.greedy and "shared" not in self.sequence.verifier.judges
+        return self.law not in ("shared", "fixed")
+
+    @property
+    def position(self) -> int:
+        """Output position of the next token."""
+        return self.step + self.ahead + len(self.tokens)
 
     def ask(self, logits: torch.Tensor) -> torch.Tensor:
         """What the host must know to take the next token: (token, its log-probability), or the whole law.
@@ -99,10 +121,7 @@ class Run:
         self.scores = scores[0]
         if self.draws:
             return scores[0].log_softmax(-1).double()
-        if pipeline.greedy:
-            token = scores.argmax(-1)
-        else:
-            token = self.sequence.chance.couple(scores, [self.sequence.generated + len(self.tokens)])
+        token = scores.argmax(-1) if self.law == "fixed" else self.chance.couple(scores, [self.position])
         return torch.cat([token.double(), scores.log_softmax(-1)[0, token].double()])
 
     def take(self, answer: torch.Tensor, least: float) -> None:
@@ -115,8 +134,7 @@ class Run:
         sequence = self.sequence
         if self.draws:
             # The key names the step: where a position is drafted again, the draw is another one.
-            position, key = sequence.generated + len(self.tokens), ("draft", sequence.generated)
-            token = sequence.chance.categorical(answer.exp(), position, key)
+            token = self.chance.categorical(answer.exp(), self.position, ("draft", self.step))
             self.laws.append(answer)
             self.log_chance += float(answer[token])
         else:
@@ -130,6 +148,7 @@ class Run:
             over = token in sequence.end_tokens or sequence.pipeline.is_final(self.state)
         except Exception:
             over = True
+        self.states.append(self.state)
         if over or not self.odds[-1] >= least:
             self.limit = 0
 
@@ -137,6 +156,31 @@ class Run:
         laws = torch.stack(self.laws) if self.laws else None
         chain = TokenTree.chain(self.sequence.tokens[-1], self.tokens, laws)
         return replace(chain, odds=np.array([1.0, *self.odds]))
+
+
+class ChainModel(SecondModel):
+    """A second model that writes chains."""
+
+    def write(self, runs: Seq[Run], least: float = 0.0) -> None:
+        """Finish some drafts, a pass a token; each ends where the chance that it holds falls below `least`."""
+        while active := [run for run in runs if len(run.tokens) < run.limit]:
+            logits = self._score(active)
+            asked = [run.ask(logits[i : i + 1]) for i, run in enumerate(active)]
+            # Everything the host needs leaves the device in one transfer.
+            host, at = torch.cat(asked).cpu(), 0
+            for run, answer in zip(active, asked, strict=True):
+                if size := answer.shape[0]:
+                    run.take(host[at : at + size], least)
+                    at += size
+
+    def _score(self, runs: list[Run]) -> torch.Tensor:
+        """`[len(runs), V]` scores of the tokens that follow; V is the target's vocabulary."""
+        trees = [TokenTree.empty(run.pending[-1]) for run in runs]
+        pending = [run.pending[:-1] for run in runs]
+        logits = self._model.score(self._cache, [run.row for run in runs], trees, pending).logits
+        for run in runs:
+            self._cache.keep(run.row, range(len(run.pending)))
+        return self.padded(logits)
 
 
 @dataclass(eq=False)
@@ -179,7 +223,7 @@ class Draft:
     needs={"second_model"},
 )
 @dataclass(eq=False)
-class DraftModel(SecondModel):
+class DraftModel(ChainModel):
     """Drafting with a second model.
 
     Attributes:
@@ -230,15 +274,7 @@ class DraftModel(SecondModel):
         if self._tree is not None:
             return self._grow(self._tree, sequences, budget)
         runs = [self._run(sequence, *limits) for sequence, limits in zip(sequences, budget, strict=True)]
-        while active := [run for run in runs if len(run.tokens) < run.limit]:
-            logits = self._score(active)
-            asked = [run.ask(logits[i : i + 1]) for i, run in enumerate(active)]
-            # Everything the host needs leaves the device in one transfer.
-            host, at = torch.cat(asked).cpu(), 0
-            for run, answer in zip(active, asked, strict=True):
-                if size := answer.shape[0]:
-                    run.take(host[at : at + size], self._least)
-                    at += size
+        self.write(runs, self._least)
         return [run.tree() for run in runs]
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
@@ -262,15 +298,6 @@ class DraftModel(SecondModel):
         row = sequence.drafts.row
         limit = min(self.length or self._spare, nodes, depth, self.room(sequence))
         return Run(sequence, row, limit, sequence.state, self.readable(sequence.tokens[row.trunk :]))
-
-    def _score(self, runs: list[Run]) -> torch.Tensor:
-        """`[len(runs), V]` scores of the tokens that follow; V is the target's vocabulary."""
-        trees = [TokenTree.empty(run.pending[-1]) for run in runs]
-        pending = [run.pending[:-1] for run in runs]
-        logits = self._model.score(self._cache, [run.row for run in runs], trees, pending).logits
-        for run in runs:
-            self._cache.keep(run.row, range(len(run.pending)))
-        return self.padded(logits)
 
     # -- a tree -------------------------------------------------------------------------------------------
 

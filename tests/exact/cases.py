@@ -22,8 +22,8 @@ from paceline.drafters.lexical import LexicalUnits
 from paceline.drafters.lookahead import Lookahead
 from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
-from paceline.drafters.quantised import Quantised
 from paceline.drafters.pearl import Pearl
+from paceline.drafters.quantised import Quantised
 from paceline.drafters.recycling import Recycling
 from paceline.drafters.rest import Rest
 from paceline.drafters.sjd import SJD

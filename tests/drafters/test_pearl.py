@@ -1,0 +1,191 @@
+"""Parallel drafting: the law, what threads change (nothing), what a round costs, and that no thread is left over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import torch
+from exact.cases import DRAFT, POLICIES, PROMPT, TARGET, VOCABULARY
+from exact.cases import engine_of as tabular
+
+from paceline import Engine, registry
+from paceline.drafters.draft import DraftModel
+from paceline.drafters.pearl import THREAD, Pearl
+from paceline.errors import BadRequest
+from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
+from paceline.testing.running import finish
+from tests.drafters.support import PROMPTS, engine_of, generated, llama, results, start
+
+MODULE = llama(seed=0, layers=2)
+NEAR = llama(seed=0, layers=2)
+with torch.no_grad():
+    NEAR.lm_head.weight += 0.02 * torch.randn(NEAR.lm_head.weight.shape, generator=torch.Generator().manual_seed(1))
+
+
+def running() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name == THREAD]
+
+
+@pytest.mark.parametrize("policy", ["none", "penalties", "greedy"])
+@pytest.mark.parametrize("verifier", ["rejection", "coupled"])
+def test_the_law_is_kept(verifier: str, policy: str) -> None:
+    engine, pipeline = tabular(), POLICIES[policy]()
+
+    def make() -> Pearl:
+        return Pearl(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, threads=False)
+
+    result = decoded(engine, PROMPT, 3, make, registry.build("verifier", verifier), pipeline)
+    assert distance(result.law, autoregressive(engine.model, pipeline, PROMPT, 3)) < 1e-9
+    assert result.drafted > 0 or policy == "greedy"
+
+
+def test_the_law_is_kept_where_late_drafts_follow_late_drafts() -> None:
+    """Pre-verify, then post-verify: over five tokens, two of three possible, every other one certain for the draft."""
+    engine, sampled = tabular(random_table(VOCABULARY, seed=6, zeros=1)), POLICIES["none"]()
+
+    def make() -> Pearl:
+        tables = [random_table(VOCABULARY, seed=6, zeros=zeros, spread=0.3) for zeros in (1, 2)]
+        model = TabularModel(lambda prefix: tables[len(prefix) % 2](prefix), VOCABULARY, name="draft")
+        return Pearl(model, length=2, threads=False)
+
+    result = decoded(engine, PROMPT, 5, make, registry.build("verifier", "rejection"), sampled)
+    assert distance(result.law, autoregressive(engine.model, sampled, PROMPT, 5)) < 1e-9
+    assert result.drafted > 0.5
+
+
+@pytest.mark.parametrize("settings", [{}, {"temperature": 0.9}, {"temperature": 0.9, "verifier": "rejection"}])
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_threads_change_nothing(length: int, settings: dict[str, Any]) -> None:
+    texts = []
+    for threads in (True, False):
+        engine = engine_of(MODULE, Pearl(NEAR, length=length, threads=threads, fast=False), max_rows=3)
+        found = results(engine, PROMPTS, max_new_tokens=30, seed=6, ignore_eos=True, **settings)
+        texts.append([(result.tokens, result.stats.drafted, result.stats.accepted) for result in found])
+        assert engine._drafter._cache.live == []
+        assert not running()
+    assert texts[0] == texts[1]
+    if length > 1:
+        assert sum(accepted for _, _, accepted in texts[0]) > 10
+    if "verifier" not in settings:
+        plain = results(engine, PROMPTS, drafter="none", max_new_tokens=30, seed=6, ignore_eos=True, **settings)
+        assert [tokens for tokens, _, _ in texts[0]] == [result.tokens for result in plain]
+
+
+def test_greedy_text_equals_transformers() -> None:
+    engine = engine_of(MODULE, Pearl(NEAR, length=4), max_rows=3)
+    mixed = results(engine, PROMPTS, max_new_tokens=40)
+    assert [result.tokens for result in mixed] == [generated(MODULE, prompt, 40) for prompt in PROMPTS]
+
+
+def test_a_perfect_draft_is_submitted_without_a_pause() -> None:
+    """The first pass scores the text alone; each further one what was written during the one before."""
+    target, twin = (TabularModel(TARGET, VOCABULARY) for _ in range(2))
+    for settings in ({}, {"temperature": 1.0, "seed": 2}):
+        engine = Engine(target, drafter=Pearl(twin, length=4), nodes=9)
+        stats = engine.generate([0], max_new_tokens=25, **settings).stats
+        assert stats.accepted == stats.drafted
+        assert stats.forward_passes == 1 + 24 // 4
+
+
+@pytest.mark.parametrize("agreement", [0.5, 0.8, 0.95])
+def test_a_round_takes_the_longer_of_both_sides(agreement: float) -> None:
+    """By a clock on which a pass of the target takes as long as `length` passes of the draft."""
+    vocabulary, length, tokens = 40, 4, 240
+
+    def right(prefix: tuple[int, ...]) -> torch.Tensor:
+        row = torch.full((vocabulary,), -9.0, dtype=torch.float64)
+        row[(7 * prefix[-1] + len(prefix)) % vocabulary] = 9.0
+        return row
+
+    def mostly(prefix: tuple[int, ...]) -> torch.Tensor:
+        wrong = hash((prefix[-1], len(prefix), 5)) % 1000 >= 1000 * agreement
+        return right(prefix).roll(1) if wrong else right(prefix)
+
+    def passes(drafter: DraftModel | Pearl) -> int:
+        engine = Engine(TabularModel(right, vocabulary, context=300), drafter=drafter, nodes=9)
+        return engine.generate([1], max_new_tokens=tokens).stats.forward_passes
+
+    draft = TabularModel(mostly, vocabulary, context=300, name="draft")
+    target_pass = 1.0
+    parallel = passes(Pearl(draft, length=length)) * max(target_pass, length * target_pass / length)
+    plain = passes(DraftModel(draft, length=length, confidence=0)) * 2 * target_pass
+    assert parallel <= plain
+    assert parallel <= tokens
+
+
+def test_its_cache_equals_a_fresh_pass() -> None:
+    drafter = Pearl(NEAR, length=3, fast=False)
+    engine = engine_of(MODULE, drafter, max_rows=3)
+    sequences = [start(engine, p, max_new_tokens=20, temperature=1.0, ignore_eos=True, seed=2) for p in PROMPTS]
+    compared = 0
+    while engine.decoder.busy:
+        engine.decoder.step()
+        drafter._wait()
+        for ahead in (s.drafts for s in sequences if s.drafts is not None):
+            sequence = next(s for s in sequences if s.drafts is ahead)
+            text = (sequence.tokens[: ahead.start] + ahead.tokens)[: ahead.row.trunk]
+            assert ahead.row.trunk >= len(text) - 1
+            fresh = drafter._model.new_cache(1)
+            drafter._model.prefill(fresh, fresh.allocate(), text)
+            kept, wanted = drafter._cache.layers[-1], fresh.layers[-1]
+            at = slice(0, ahead.row.trunk)
+            torch.testing.assert_close(
+                kept.values[ahead.row.index, :, at], wanted.values[0, :, at], rtol=1e-4, atol=1e-5
+            )
+            compared += len(ahead.tokens) > 0
+    assert compared > 10
+
+
+# -- ends and failures ----------------------------------------------------------------------------------------
+
+
+def test_no_thread_outlives_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Pearl(NEAR, length=3, fast=False)
+    engine = engine_of(MODULE, drafter)
+    whole = Pearl.write
+
+    def slow(self: Pearl, *args: Any) -> None:
+        time.sleep(0.05)
+        whole(self, *args)
+
+    monkeypatch.setattr(Pearl, "write", slow)
+    first, second = (start(engine, prompt, max_new_tokens=30, ignore_eos=True) for prompt in PROMPTS[:2])
+    engine.decoder.step()
+    assert running()
+    engine.decoder.cancel(first.request.id)
+    assert not running()
+    assert len(drafter._cache.live) == 1
+    engine.decoder.step()
+    engine.decoder.cancel(second.request.id)
+    assert not running()
+    assert drafter._cache.live == []
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_a_failing_draft_ends_its_texts_and_no_later_one(threads: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Pearl(NEAR, length=3, fast=False, threads=threads)
+    engine = engine_of(MODULE, drafter)
+    sequence = start(engine, PROMPTS[0], max_new_tokens=30, ignore_eos=True)
+    engine.decoder.step()
+    with monkeypatch.context() as patch:
+
+        def broken(*args: object, **kwargs: object) -> None:
+            raise RuntimeError("draft failed")
+
+        drafter._wait()
+        patch.setattr(drafter._model, "score", broken)
+        finish(engine)
+    assert str(sequence.error) == "draft failed"
+    assert drafter._cache.live == []
+    assert not running()
+    assert len(engine.generate(PROMPTS[0], max_new_tokens=9, ignore_eos=True).tokens) == 9
+
+
+def test_the_target_cannot_draft_for_itself_at_the_same_time() -> None:
+    with pytest.raises(BadRequest, match="that is the target"):
+        engine_of(MODULE, Pearl(MODULE))
+    with pytest.raises(BadRequest, match="length=0"):
+        Pearl(NEAR, length=0)
