@@ -2,9 +2,9 @@
 
 A *place* is a position, in this text or in the outputs of past requests, where the last `m` tokens of the text stand
 too (`m`: its agreement). The token after a place is a guess of the next one, and places that go on alike support each
-other. With agreement `m_i` and next token `v_i` of place i, and M the largest agreement,
+other. With agreement `m_i` and next token `v_i` of place i (0 is the latest) and M the largest agreement,
 
-    p(v) = a(M) * sum_{i: v_i = v} w_i / sum_i w_i,        w_i = WEIGHT ** min(m_i, STEEP), times OWN in this text
+    p(v) = a(M) * sum_{i: v_i = v} w_i / sum_i w_i,        w_i = WEIGHT ** m_i * RECENT ** -i, times OWN in this text
 
 `a(M)` is the chance that the next token is among the guesses at all; it starts from measured values and learns from
 what becomes of this sequence's drafts. The same formula, over the places that agree so far, holds behind every drafted
@@ -47,8 +47,9 @@ from paceline.tree import TokenTree
 
 #: Lengths of the k-grams that are looked up, longest first; the most places looked at; the most tokens compared.
 ORDERS, PLACES, REACH = (8, 4, 2, 1), 16, 32
-#: How much more a place counts for each further token that agrees, up to how many, and for lying in the text itself.
-WEIGHT, STEEP, OWN = 2.0, 8, 8.0
+#: How much more a place counts for each further token that agrees, than the one found after it, and for lying in the
+#: text itself.
+WEIGHT, RECENT, OWN = 2.0, 1.5, 8.0
 #: Chance that the next token is among the guesses, by the class of agreement that the best of them rests on.
 ODDS = (0.4, 0.55, 0.65, 0.72, 0.85, 0.92, 0.98)
 #: Stands between past outputs; no token.
@@ -133,11 +134,12 @@ class Notes:
 
 @dataclass(slots=True)
 class Source:
-    """A place that guesses: what follows it stands in `text` from `place` on; `agreed` tokens before it agree."""
+    """A place that guesses: what follows stands in `text` from `place` on, and `agreed` tokens before it agree."""
 
     text: array
     place: int
     agreed: int
+    weight: float
 
 
 class Growth:
@@ -184,8 +186,7 @@ class Growth:
             if token == BREAK:
                 continue
             followers.setdefault(token, []).append(source)
-            weight = WEIGHT ** min(source.agreed, STEEP) * (OWN if source.text is self.own else 1.0)
-            weights[token] = weights.get(token, 0.0) + weight
+            weights[token] = weights.get(token, 0.0) + source.weight
             best = max(best, source.agreed)
         if not followers:
             return
@@ -282,6 +283,10 @@ class Suffix(SequenceDrafter):
         self._past[0].extend([*tokens[-half:], BREAK])
 
     def _sources(self, sequence: Sequence) -> list[Source]:
+        """The places that the text's ending has in the text itself and in past outputs."""
         tail = sequence.tokens[-REACH:]
-        histories: list[History] = [sequence.drafts.history, *self._past]
-        return [Source(h.text, *found) for h in histories for found in h.places(tail, PLACES)]
+        sources: list[Source] = []
+        for history, factor in ((sequence.drafts.history, OWN), *((past, 1.0) for past in self._past)):
+            for i, (place, agreed) in enumerate(history.places(tail, PLACES)):
+                sources.append(Source(history.text, place, agreed, factor * WEIGHT**agreed * RECENT**-i))
+        return sources

@@ -83,11 +83,13 @@ def test_a_collision_is_no_place() -> None:
 
 def test_the_worked_example() -> None:
     tree = draft(Suffix(**ALL), [1, 2, 3, 1, 2, 4, 1, 2, 3, 9, 1, 2], nodes=4, depth=2)
-    assert paths(tree) == [[3], [4], [3, 9], [3, 1]]
+    assert paths(tree) == [[3], [4], [3, 9], [4, 1]]
     assert tree.odds is not None
-    assert tree.odds[1] == pytest.approx(ODDS[1] * 2 / 3)
-    assert tree.odds[2] == pytest.approx(ODDS[1] / 3)
-    assert tree.odds[3] == pytest.approx(ODDS[1] * 2 / 3 * ODDS[2] / 2)
+    # Three places of agreement 2, the latest first: they weigh 1, 2/3 and 4/9, of which the second says 4.
+    assert tree.odds[1] == pytest.approx(ODDS[1] * 13 / 19)
+    assert tree.odds[2] == pytest.approx(ODDS[1] * 6 / 19)
+    assert tree.odds[3] == pytest.approx(ODDS[1] * 13 / 19 * ODDS[2] * 9 / 13)
+    assert tree.odds[4] == pytest.approx(ODDS[1] * 6 / 19 * ODDS[2])
 
 
 def test_the_likeliest_path_alone_is_a_chain() -> None:
