@@ -76,8 +76,8 @@ def pictures(board: Board) -> list[Picture]:
             ),
         ]
     mine = [m for m in board.methods if m[0] == own.SIDE]
-    phases = Picture("phases", "Time by phase", "milliseconds a token, all workloads", lambda: _phases(board, mine))
-    return [*found, phases]
+    note = "milliseconds a token, all workloads"
+    return [*found, *([Picture("phases", "Time by phase", note, lambda: _phases(board, mine))] if mine else [])]
 
 
 def png(picture: Picture, path: Path, subject: str) -> None:

