@@ -59,11 +59,7 @@ class SelfDraft(Drafter):
 
     def behind(self, outcome: Outcome) -> list[int]:
         """The nodes under the last accepted one, always the first child: each says what may come one token later."""
-        children, node, nodes = outcome.tree.children, outcome.path[-1], []
-        while children[node]:
-            node = children[node][0]
-            nodes.append(node)
-        return nodes
+        return outcome.tree.chain_below(outcome.path[-1])
 
     def ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
         """What the host must know of the guesses that follow some nodes, `[n]` or `[n, ...]` float64 on the device."""

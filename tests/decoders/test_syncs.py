@@ -32,11 +32,19 @@ class OnDevice(torch.Tensor):
 
 @pytest.mark.parametrize(
     ("drafter", "verifier", "waits"),
-    [("none", "coupled", 1), ("ngram", "coupled", 1), ("ngram", "rejection", 1), ("recycling", "coupled", 2)],
+    [
+        ("none", "coupled", 1),
+        ("ngram", "coupled", 1),
+        ("ngram", "rejection", 1),
+        ("recycling", "coupled", 2),
+        ("jacobi", "coupled", 2),
+        ("sjd", "rejection", 2),
+        ("lookahead", "coupled", 2),
+    ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_one_wait_a_step(drafter: str, verifier: str, waits: int, temperature: float) -> None:
-    """For the whole batch; recycling reads the runners-up once more."""
+    """For the whole batch; drafters that read what was said at every node ask once more."""
     engine = engine_of(random_table(VOCABULARY, seed=3))
     plain = engine.model.forward
 
