@@ -30,6 +30,7 @@ from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
+from paceline.trees.paths import parse_paths
 
 #: The published tree, as the number of children of each rank path (their ranks count from 0).
 # fmt: off
@@ -154,15 +155,4 @@ class Recycling(Drafter):
         if self.template is None:
             published = (f"{path}{rank}" for path, children in PUBLISHED.items() for rank in range(children))
             return [path for path in published if all(int(rank) < self.top for rank in path)]
-        wrong = f"recycling(template={self.template!r}): "
-        paths = self.template.replace(",", " ").split()
-        if not paths:
-            raise BadRequest(wrong + "at least one rank path is needed")
-        for path in paths:
-            if not (path.isascii() and path.isdigit()):
-                raise BadRequest(wrong + f"{path!r} is no rank path; digits are needed")
-            if int(max(path)) >= self.top:
-                raise BadRequest(wrong + f"{path!r} has a rank above top - 1 = {self.top - 1}")
-            if len(path) > 1 and path[:-1] not in paths:
-                raise BadRequest(wrong + f"{path!r} lacks its parent {path[:-1]!r}")
-        return paths
+        return parse_paths(self.template, f"recycling(template={self.template!r})", self.top)

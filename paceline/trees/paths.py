@@ -23,7 +23,7 @@ def parse_paths(text: str, where: str, ranks: int = 10) -> list[str]:
         if not (path.isascii() and path.isdigit()):
             raise BadRequest(f"{where}: {path!r} is no rank path; digits are needed")
         if int(max(path)) >= ranks:
-            raise BadRequest(f"{where}: {path!r} has a rank above top - 1 = {ranks - 1}")
+            raise BadRequest(f"{where}: {path!r} has a rank above {ranks - 1}")
         if len(path) > 1 and path[:-1] not in paths:
             raise BadRequest(f"{where}: {path!r} lacks its parent {path[:-1]!r}")
     return paths

@@ -17,7 +17,6 @@ Paper: Chen et al., "Sequoia: Scalable, Robust, and Hardware-aware Speculative D
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -106,7 +105,8 @@ class Sequoia(StaticTree):
         return tuple(np.diff(whole, prepend=0.0).round(3).tolist())
 
 
-def expected_tokens(acceptance: Sequence[float], nodes: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
+@lru_cache(maxsize=64)
+def expected_tokens(acceptance: tuple[float, ...], nodes: int, levels: int) -> tuple[np.ndarray, np.ndarray]:
     """The dynamic programme.
 
     Args:
@@ -117,16 +117,17 @@ def expected_tokens(acceptance: Sequence[float], nodes: int, levels: int) -> tup
     Returns:
         `T` `[M + 1, L + 1, B + 1]` float64, `-inf` where there is no such tree, and the `y` that reach it, int64.
     """
-    table = np.full((nodes + 1, levels + 1, len(acceptance) + 1), -np.inf)
+    chances = np.array(acceptance)
+    table = np.full((nodes + 1, levels + 1, len(chances) + 1), -np.inf)
     split = np.zeros(table.shape, np.int64)
     table[1, 1:, 0] = 1.0
     for size in range(2, nodes + 1):
         for level in range(2, levels + 1):
             below = table[size - 1 : 0 : -1, level - 1].max(-1)  # of a last subtree that has size - y nodes
-            for b, chance in enumerate(acceptance, 1):
-                options = table[1:size, level, b - 1] + (chance * below if chance else np.minimum(below, 0.0))
-                best = int(options.argmax())
-                table[size, level, b], split[size, level, b] = options[best], best + 1
+            gain = np.where(np.isfinite(below)[:, None], chances * np.maximum(below, 0.0)[:, None], -np.inf)
+            options = table[1:size, level, :-1] + gain
+            split[size, level, 1:] = options.argmax(0) + 1
+            table[size, level, 1:] = options.max(0)
     return table, split
 
 
@@ -138,9 +139,8 @@ def best_plan(acceptance: tuple[float, ...], nodes: int, depth: int, cost: float
         acceptance: chance of each sibling to be the accepted one.
         cost: of a draft pass in target passes.
     """
-    depth = min(nodes, depth)
-    table, split = expected_tokens(acceptance, nodes + 1, depth + 1)
-    worth = [float(table[:, level + 1].max()) / (1 + cost * level) for level in range(1, depth + 1)]
+    table, split = expected_tokens(acceptance, nodes + 1, nodes + 1)
+    worth = [float(table[:, level + 1].max()) / (1 + cost * level) for level in range(1, min(nodes, depth) + 1)]
     levels = int(np.argmax(worth)) + 2
     size = int(table[:, levels].max(-1).argmax())
     children: list[list[int]] = [[]]

@@ -10,6 +10,7 @@ from paceline import registry
 from paceline.drafters.base import Drafter
 from paceline.drafters.draft import DraftModel
 from paceline.policies.base import Pipeline
+from paceline.specs import parse
 from paceline.testing import TabularModel, allowing, autoregressive, decoded, distance, random_table
 from paceline.testing.laws import Decoded, Text
 from paceline.testing.tabular import Table
@@ -84,6 +85,10 @@ def test_the_law_of_a_policy_is_kept(name: str, policy: str, length: int) -> Non
 @pytest.mark.parametrize("name", ["dyspec by level", "rsd_c", "rsd_s"])
 def test_the_law_is_kept_whatever_the_draft(name: str, table: Table) -> None:
     assert distance(run(name, "recursive", 3, table=table).law, wanted(3)) < 1e-9
+
+
+def test_every_tree_is_proven() -> None:
+    assert {parse(spec).name for spec, _ in TREES.values()} == {method.name for method in registry.methods("tree")}
 
 
 def test_siblings_that_were_drawn_without_replacement_are_worth_more() -> None:
