@@ -69,7 +69,7 @@ class Engine:
         self._drafter = self._part("drafter", drafter)
         self._verifier = self._part("verifier", verifier)
         self._ids = itertools.count()
-        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=6 * model.spare + 1 if nodes is None else nodes)
+        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=_most(model) if nodes is None else nodes)
 
     @classmethod
     def load(
@@ -319,6 +319,11 @@ class Engine:
             error=sequence.error,
             prompt_tokens=len(request.prompt),
         )
+
+
+def _most(model: Any) -> int:
+    """Most drafted tokens by default: none for a model to which each costs a pass."""
+    return 6 * model.spare + 1 if model.spare else 0
 
 
 def build_pipeline(sampling: Sampling) -> Pipeline:

@@ -13,7 +13,7 @@ from paceline.caches import Row, TrieCache
 from paceline.drafters.base import Drafter
 from paceline.drafters.lean import speed_up_small
 from paceline.drafters.vocabulary import check_vocabulary
-from paceline.errors import BadRequest
+from paceline.errors import BadRequest, Unsupported
 from paceline.models.causal import CausalModel
 from paceline.models.loading import load_model
 from paceline.sequence import Sequence
@@ -54,6 +54,11 @@ class SecondModel(Drafter):
         if not self._target_vocabulary:
             self._model = self._load(target)
             self._cache = self._model.new_cache(ROWS)
+        if self.shape not in self._model.offers:
+            raise Unsupported(
+                f"{self.name}: {self._model.name} cannot draft a {self.shape}: {self._model.lacks.get(self.shape)}; "
+                "draft a chain with it"
+            )
         if self._model.device != target.device:
             raise BadRequest(f"{self.name}: its model is on {self._model.device}, the target on {target.device}")
         check_vocabulary(self._model, target)
