@@ -137,7 +137,7 @@ TREES: dict[str, Make] = {
     "suffix": Suffix,
     "rest": lambda: Rest(datastore(), shortest=1, confidence=0.0),
     "recycling": Recycling,
-    "lookahead": lambda: Lookahead(window=2, ngram=3, guesses=2),
+    "lookahead": lambda: Lookahead(window=2, ngram=3, guesses=2, nodes=6),
 }
 DRAFTERS: dict[str, Make] = {**CHAINS, **TREES}
 #: A new verifier joins the proofs by a line here, and its mutants by theirs in `test_mutants`.

@@ -23,11 +23,13 @@ class Step:
         error: largest difference to the target's law, every emitted text extended by the target to equal length.
         accepted: expected number of accepted tokens.
         replays: how many outcomes there were.
+        law: probability of every text of the full length.
     """
 
     error: float
     accepted: float
     replays: int
+    law: dict[Text, float]
 
 
 def step(verifier: Verifier, drafter: SequenceDrafter, target: Table, vocabulary: int, depth: int) -> Step:
@@ -51,7 +53,7 @@ def step(verifier: Verifier, drafter: SequenceDrafter, target: Table, vocabulary
         accepted += weight * kept
         for whole, chance in extensions(text, depth + 1, target, vocabulary).items():
             law[whole] = law.get(whole, 0.0) + weight * chance
-    return Step(distance(law, extensions((), depth + 1, target, vocabulary)), accepted, replays)
+    return Step(distance(law, extensions((), depth + 1, target, vocabulary)), accepted, replays, law)
 
 
 def extensions(text: Text, length: int, target: Table, vocabulary: int) -> dict[Text, float]:

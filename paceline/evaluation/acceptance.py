@@ -1,0 +1,297 @@
+"""How often one of k drafted siblings is accepted: every verifier's rate beside the most that any could reach.
+
+For a target law p and a draft law q, exactly:
+
+    rejection   k = 1:  sum min(p, q)
+    coupled     k = 1:  sum_v 1 / sum_w max(p_w / p_v, q_w / q_v);  k > 1 by seeded sampling of the noise
+    specinfer   the recursion  acc += left sum min(r, q),  left *= 1 - sum min(r, q),  r = norm(max(r - q, 0))
+    spectr      1 - (1 - beta(rho*))^k
+    optimal     p(Top) + sum_{x not in Top} min(p(x), q'(x))
+    recursive   a_1 + .. + a_k, the acceptance vector; earlier draws are enumerated, or sampled where they are many
+
+What a lossless verifier can reach at most with drafts of law Q is an optimal transport:
+
+    alpha* = 1 + min over sets H of tokens of ( p(H) - Q(all drafts in H) )
+
+For draws with and without replacement the best H is a prefix of the tokens sorted by q / p, descending. With
+replacement `Q(H) = q(H)^k`. Without, seen as a race of exponential clocks of rates q: all k drafts are in H if the
+k-th of H rings before the first outside it, `Q(H) = int_0^1 Pr(sum_{x in H} Bernoulli(1 - v^(q(x) / (1 - q(H)))) >=
+k) dv`.
+
+Papers: Hu et al., "Towards Optimal Multi-draft Speculative Decoding", 2025; Sun et al., "SpecTr", 2023; Chen et al.,
+"Sequoia", 2024. The integral is derived here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import torch
+
+from paceline.errors import BadRequest
+from paceline.verifiers.siblings import ROUNDING
+
+#: Largest linear programme, in variables; most cases of refused draws that are enumerated; cases sampled instead.
+PROGRAMME, ENUMERATED, SAMPLES = 20_000, 256, 64
+#: Nodes of the quadrature and how far they reach, prefixes tried, and the least mass outside a set that is resolved.
+NODES, REACH, PREFIXES, OUTSIDE = 96, 3.6, 48, 1e-9
+
+
+def rejection(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """`[n]` rates of one draw: the overlap of `[n, V]` float64 laws."""
+    return p.minimum(q).sum(-1)
+
+
+def coupled(p: torch.Tensor, q: torch.Tensor, k: int = 1, samples: int = 512, seed: int = 0) -> torch.Tensor:
+    """`[n]` chances that the target's choice is among the k tokens that the draft ranks first under the same noise.
+
+    Args:
+        p, q: `[n, V]` float64 laws.
+        k: siblings; for one the rate is exact.
+        samples, seed: of the noise, the same for every pair.
+    """
+    if k == 1:
+        return _coupled_once(p, q)
+    generator = np.random.default_rng(seed)
+    hits = torch.zeros(len(p), dtype=torch.float64)
+    for _ in range(samples):
+        noise = torch.from_numpy(generator.gumbel(size=p.shape[-1]))
+        chosen = (p.log() + noise).argmax(-1, keepdim=True)
+        hits += ((q.log() + noise).topk(min(k, q.shape[-1])).indices == chosen).any(-1)
+    return hits / samples
+
+
+def _coupled_once(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """In the order of q / p the maximum is p's term before a token and q's behind it: prefix sums do the rest."""
+    both = (p > 0) & (q > 0)
+    order = torch.where(both, q / p.clamp_min(1e-300), torch.where(p > 0, -1.0, torch.inf)).argsort(-1)
+    p, q, both = (t.gather(-1, order) for t in (p, q, both))
+    before, behind = p.cumsum(-1), q.flip(-1).cumsum(-1).flip(-1) - q
+    terms = before / p.clamp_min(1e-300) + behind / q.clamp_min(1e-300)
+    return torch.where(both, 1 / terms, 0).sum(-1)
+
+
+def specinfer(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
+    """`[n]` rates of k draws with replacement."""
+    accepted, left, rest = torch.zeros(len(p), dtype=p.dtype), torch.ones(len(p), dtype=p.dtype), p
+    for _ in range(k):
+        overlap = rest.minimum(q).sum(-1)
+        accepted, left = accepted + left * overlap, left * (1 - overlap)
+        rest = _normalised((rest - q).clamp_min(0), rest)
+    return accepted
+
+
+def spectr(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
+    """`[n]` rates of K-SEQ at the smallest division factor."""
+    low, high = torch.ones(len(p), 1, dtype=p.dtype), torch.full((len(p), 1), float(k), dtype=p.dtype)
+
+    def terms(rho: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        beta = q.minimum(p / rho).sum(-1, keepdim=True).clamp(max=1)
+        return beta, 1 - (1 - beta) ** k
+
+    beta, accepted = terms(low)
+    high = torch.where(accepted <= beta, low, high)
+    for _ in range(50):
+        middle = (low + high) / 2
+        beta, accepted = terms(middle)
+        small = accepted > middle * beta
+        low, high = torch.where(small, middle, low), torch.where(small, high, middle)
+    return terms(high)[1][:, 0]
+
+
+def optimal(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
+    """`[n]` rates of the k - 1 most likely tokens and one draw outside them."""
+    best = q.topk(k - 1).indices
+    outside = q.scatter(-1, best, 0)
+    outside = _normalised(outside, torch.zeros_like(q))
+    return p.gather(-1, best).sum(-1) + p.scatter(-1, best, 0).minimum(outside).sum(-1)
+
+
+def acceptance_vector(p: torch.Tensor, q: torch.Tensor, k: int, samples: int = SAMPLES, seed: int = 0) -> torch.Tensor:
+    """`[n, k]`: the chance that the b-th of k siblings drawn without replacement is the accepted one.
+
+    Refused draws are followed one by one; where they lead to more than `ENUMERATED` cases, `samples` of them stand for
+    all, drawn by their probability from the seed, which leaves the expectation exact.
+    """
+    return torch.stack([_vector(*pair, k, samples, seed) for pair in zip(p, q, strict=True)])
+
+
+def _vector(p: torch.Tensor, q: torch.Tensor, k: int, samples: int, seed: int) -> torch.Tensor:
+    """One pair's vector: a case is what is left of the target, of the draft, and its probability."""
+    generator = torch.Generator().manual_seed(seed)
+    rest, law, chance = p[None], q[None], p.new_ones(1)
+    rates = p.new_zeros(k)
+    for b in range(k):
+        rates[b] = (chance * rest.minimum(law).sum(-1)).sum()
+        refused = (chance[:, None] * (law - rest).clamp_min(0)).flatten()
+        picked = refused.nonzero()[:, 0]
+        if b == k - 1 or not len(picked):
+            break
+        chance = refused[picked]
+        if len(picked) > ENUMERATED:
+            picked = refused.multinomial(samples, replacement=True, generator=generator)
+            chance = (refused.sum() / samples).expand(samples)
+        case, token = picked // len(p), picked % len(p)
+        rest = _normalised((rest - law).clamp_min(0), rest)[case]
+        law = law[case].scatter(-1, token[:, None], 0)
+        law = _normalised(law, torch.zeros_like(law))
+    return rates
+
+
+def recursive(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
+    """`[n]` rates of k draws without replacement."""
+    return acceptance_vector(p, q, k).sum(-1)
+
+
+#: Rates by verifier, `f(p, q, k)`; rejection has one draw whatever k is.
+RATES: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
+    "rejection": lambda p, q, k: rejection(p, q),
+    "coupled": coupled,
+    "specinfer": specinfer,
+    "spectr": spectr,
+    "recursive": recursive,
+    "optimal": optimal,
+}
+#: Which bound is above which verifier.
+BOUNDS = {"specinfer": "replacement", "spectr": "replacement", "recursive": "distinct"}
+
+
+def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") -> torch.Tensor:
+    """`[n]` most that a lossless verifier can reach with k draws of q.
+
+    Args:
+        p, q: `[n, V]` float64 laws.
+        k: number of draws.
+        law: `"replacement"` or `"distinct"` (without). For the latter, beyond `PREFIXES` tokens not every prefix is
+            tried, which may leave the bound a little above the optimum, never below.
+    """
+    if k < 1:
+        raise BadRequest(f"bound(k={k}): an integer of at least 1 is needed")
+    order = (q / p.clamp_min(1e-300)).argsort(-1, descending=True)
+    p, q = p.gather(-1, order), q.gather(-1, order)
+    if law == "replacement":
+        least = (p.cumsum(-1) - q.cumsum(-1).clamp(max=1) ** k).amin(-1)
+    elif law == "distinct":
+        least = torch.stack([_least_distinct(*pair, k) for pair in zip(p, q, strict=True)])
+    else:
+        raise BadRequest(f"bound(law={law!r}): 'replacement' or 'distinct' is needed")
+    return 1 + least.clamp(max=0)
+
+
+def _least_distinct(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
+    """min of `p(H) - Q(H)` over prefixes, k draws without replacement."""
+    ends = np.unique(np.linspace(1, len(q), min(len(q), PREFIXES)).round().astype(int)).tolist()
+    values = {end: float(p[:end].sum()) - inside_distinct(q[:end], float(q[end:].sum()), k) for end in ends}
+    best = min(values, key=values.__getitem__)
+    step = max(1, len(q) // PREFIXES)
+    while step > 1:  # look closer around the best one
+        step = (step + 1) // 2
+        for end in (best - step, best + step):
+            if 1 <= end <= len(q) and end not in values:
+                values[end] = float(p[:end].sum()) - inside_distinct(q[:end], float(q[end:].sum()), k)
+        best = min(values, key=values.__getitem__)
+        step = 1 if step == 2 else step
+    return p.new_tensor(values[best])
+
+
+def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
+    """Chance that all of k draws without replacement lie in a set.
+
+    Args:
+        q: `[m]` float64 probabilities of the set's tokens.
+        outside: probability of all others.
+        k: number of draws.
+    """
+    support = q[q > 0]
+    if len(support) < k:
+        return 0.0
+    if outside < OUTSIDE:
+        return 1.0
+    logs, weights = _quadrature()
+    chances = -torch.expm1(logs[:, None] / outside * support)
+    return float((weights * _at_least(chances, k)).sum())
+
+
+@cache
+def _quadrature() -> tuple[torch.Tensor, torch.Tensor]:
+    """`log v` and weights of a double exponential rule on [0, 1]: the integrand may be steep at both ends."""
+    t = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
+    x = torch.pi * t.sinh()
+    slope = torch.sigmoid(x) * torch.sigmoid(-x) * torch.pi * t.cosh()
+    return torch.nn.functional.logsigmoid(x), slope * (2 * REACH / (NODES - 1))
+
+
+def _at_least(chances: torch.Tensor, k: int) -> torch.Tensor:
+    """`[g]` probabilities that at least k of m independent coins, `[g, m]`, succeed."""
+    laws = torch.zeros(*chances.shape, k, dtype=chances.dtype)
+    laws[..., 0] = 1 - chances
+    if k > 1:
+        laws[..., 1] = chances
+    while laws.shape[1] > 1:
+        if laws.shape[1] % 2:
+            none = torch.zeros(len(laws), 1, k, dtype=laws.dtype)
+            none[..., 0] = 1
+            laws = torch.cat([laws, none], 1)
+        a, b = laws[:, ::2], laws[:, 1::2]
+        products = [torch.stack([a[..., i] * b[..., j - i] for i in range(j + 1)]).sum(0) for j in range(k)]
+        laws = torch.stack(products, -1)
+    return (1 - laws[:, 0].sum(-1)).clamp(0, 1)
+
+
+def programme(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") -> float:
+    """The optimal rate by linear programming over all k-tuples of drafts: an oracle for tiny vocabularies.
+
+    Args:
+        p, q: `[V]` float64 laws.
+        k: number of drafts.
+        law: `"replacement"`, `"distinct"` or `"top"`.
+
+    Raises:
+        BadRequest: the programme would have more than `PROGRAMME` variables.
+    """
+    from scipy.optimize import linprog
+    from scipy.sparse import coo_matrix
+
+    size = len(q)
+    if size ** (k + 1) > PROGRAMME:
+        raise BadRequest(f"programme: V={size}, k={k} need {size ** (k + 1)} variables; at most {PROGRAMME} are solved")
+    tuples = tuple_law(q, k, law)
+    rows: list[int] = []
+    columns: list[int] = []
+    gains: list[float] = []
+    for i, drafts in enumerate(tuples):
+        for token in range(size):
+            # The last token's share follows from the others'; as an equation of its own rounding could contradict it.
+            equations = [i] if token == size - 1 else [i, len(tuples) + token]
+            rows += equations
+            columns += [len(gains)] * len(equations)
+            gains.append(-float(token in drafts))
+    matrix = coo_matrix((np.ones(len(rows)), (rows, columns)), (len(tuples) + size - 1, len(gains)))
+    sides = np.concatenate([list(tuples.values()), p.numpy()[:-1]])
+    return -float(linprog(gains, A_eq=matrix, b_eq=sides, method="highs").fun)
+
+
+def tuple_law(q: torch.Tensor, k: int, law: str) -> dict[tuple[int, ...], float]:
+    """Probability of every tuple of k drafts of `[V]` q, under `"replacement"`, `"distinct"` or `"top"`."""
+    if law == "top":
+        best = q.topk(k - 1).indices
+        outside = q.index_fill(0, best, 0)
+        return {(*best.tolist(), x): float(outside[x] / outside.sum()) for x in range(len(q)) if outside[x] > 0}
+    laws: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(k):
+        longer: dict[tuple[int, ...], float] = {}
+        for known, weight in laws.items():
+            left = q.index_fill(0, torch.tensor(known, dtype=torch.int64), 0) if law == "distinct" else q
+            for x in range(len(q)):
+                if left[x] > 0:
+                    longer[*known, x] = weight * float(left[x] / left.sum())
+        laws = longer
+    return laws
+
+
+def _normalised(weights: torch.Tensor, otherwise: torch.Tensor) -> torch.Tensor:
+    """Rows over their sums; a row without mass becomes that of `otherwise`."""
+    mass = weights.sum(-1, keepdim=True)
+    return torch.where(mass >= ROUNDING, weights / mass.clamp_min(ROUNDING), otherwise)

@@ -1,0 +1,98 @@
+"""Acceptance rates beside the optimal transport: by formula, by enumeration of the verifiers, by linear programme."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from verifiers.support import P, Q, judged, pairs
+
+from paceline import registry
+from paceline.errors import BadRequest
+from paceline.evaluation import acceptance as a
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [("rejection", 0.7), ("specinfer", 0.76), ("spectr", 0.79136), ("recursive", 0.80857), ("optimal", 0.9)],
+)
+def test_the_example(name: str, rate: float) -> None:
+    assert float(a.RATES[name](P[None], Q[None], 2)) == pytest.approx(rate, abs=1e-5)
+
+
+def test_the_examples_bounds() -> None:
+    assert float(a.bound(P[None], Q[None], 2)) == pytest.approx(0.86, abs=1e-9)
+    assert float(a.bound(P[None], Q[None], 2, "distinct")) == pytest.approx(0.98571, abs=1e-5)
+    assert a.programme(P, Q, 2, "top") == pytest.approx(0.9, abs=1e-9)
+
+
+@pytest.mark.parametrize("law", ["replacement", "distinct"])
+@pytest.mark.parametrize("vocabulary", [3, 4, 5])
+def test_programme_subsets_and_prefixes_agree(vocabulary: int, law: str) -> None:
+    for (p, q), k in itertools.product(pairs(2, vocabulary, seed=vocabulary), (1, 2, 3)):
+        drafts = a.tuple_law(q, k, law)
+        sets = [set(h) for size in range(vocabulary + 1) for h in itertools.combinations(range(vocabulary), size)]
+        inside = [sum(weight for t, weight in drafts.items() if set(t) <= h) for h in sets]
+        subsets = 1 + min(float(p[list(h)].sum()) - share for h, share in zip(sets, inside, strict=True))
+        assert float(a.bound(p[None], q[None], k, law)) == pytest.approx(subsets, abs=1e-7)
+        assert a.programme(p, q, k, law) == pytest.approx(subsets, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", ["rejection", "coupled", "specinfer", "recursive", "optimal"])
+def test_the_rate_is_that_of_the_verifier(name: str) -> None:
+    verifier = registry.build("verifier", name)
+    k = 1 if name in ("rejection", "coupled") else 2
+    for p, q in pairs(2, 3, seed=9):
+        assert float(a.RATES[name](p[None], q[None], k)) == pytest.approx(
+            judged(verifier, p, q, (k,)).accepted, abs=1e-9
+        )
+
+
+def test_no_verifier_beats_the_bound_of_its_drafts() -> None:
+    p, q = (torch.stack(laws) for laws in zip(*pairs(20, 5, seed=10), strict=True))
+    for name, law in a.BOUNDS.items():
+        for k in (1, 2, 3):
+            assert (a.RATES[name](p, q, k) <= a.bound(p, q, k, law) + 1e-7).all()
+    assert (a.bound(p, q, 2, "distinct") >= a.bound(p, q, 2) - 1e-7).all()
+
+
+def test_shared_noise_with_more_siblings_is_estimated() -> None:
+    p, q = (torch.stack(laws) for laws in zip(*pairs(4, 5, seed=11), strict=True))
+    rates = [a.coupled(p, q, k, samples=4000) for k in (1, 2, 3)]
+    assert (rates[0] < rates[1] + 0.03).all()
+    assert (rates[1] <= rates[2]).all()
+    estimate = sum((p.log() + g).argmax(-1) == (q.log() + g).argmax(-1) for g in _noise(4000, 5)) / 4000
+    assert estimate.tolist() == pytest.approx(rates[0].tolist(), abs=0.03)
+
+
+def _noise(count: int, size: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [-(-torch.rand(size, generator=generator).double().log()).log() for _ in range(count)]
+
+
+def test_zeros_and_equal_laws() -> None:
+    p = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.0, 1.0]]).double()
+    q = torch.tensor([[0.0, 0.5, 0.5], [1.0, 0.0, 0.0]]).double()
+    for name, rate in a.RATES.items():
+        assert float(rate(p[1:], q[1:], 1)) == 0, name
+        assert float(rate(p[:1], p[:1], 2)) == pytest.approx(1), name
+    assert a.coupled(p, q).tolist() == pytest.approx([1 / 3, 0])
+
+
+def test_many_cases_are_sampled_without_bias(monkeypatch: pytest.MonkeyPatch) -> None:
+    p, q = (torch.stack(laws) for laws in zip(*pairs(3, 30, seed=12), strict=True))
+    exact = a.acceptance_vector(p, q, 2)
+    monkeypatch.setattr(a, "ENUMERATED", 0)
+    sampled = torch.stack([a.acceptance_vector(p, q, 2, samples=16, seed=seed) for seed in range(30)])
+    assert float((sampled.mean(0) - exact).abs().max()) < 3e-3
+    assert float(sampled.std(0).max()) > 0
+
+
+def test_what_cannot_be_computed_is_refused() -> None:
+    with pytest.raises(BadRequest, match="variables"):
+        a.programme(torch.ones(40).double() / 40, torch.ones(40).double() / 40, 3)
+    with pytest.raises(BadRequest, match="k=0"):
+        a.bound(P[None], Q[None], 0)
+    with pytest.raises(BadRequest, match="'replacement' or 'distinct'"):
+        a.bound(P[None], Q[None], 1, "top")
