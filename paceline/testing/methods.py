@@ -56,6 +56,8 @@ DRAFTERS: tuple[str, ...] = (
     "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
     "aded",
     "aded(datastore='{datastore}', adapt=tail, iterations=20, length=2, nodes=7)",
+    "del",
+    "del(layer=1, length=3, memory=0.5, threshold=false)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
     "auto(draft=draft(model='{draft}'))",

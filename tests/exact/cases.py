@@ -15,6 +15,7 @@ from paceline.drafters.aded import ADED
 from paceline.drafters.aggressive import Aggressive
 from paceline.drafters.base import Drafter
 from paceline.drafters.copyspec import CopySpec
+from paceline.drafters.del_exit import Del
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.early_exit import EarlyExit
 from paceline.drafters.jacobi import Jacobi
@@ -125,6 +126,8 @@ CHAINS: dict[str, Make] = {
     "quantised": lambda: Quantised(length=2, confidence=0.3),
     "swift": lambda: Swift(length=2, confidence=0.0, tries=0),
     "swift that searches": lambda: Swift(length=2, confidence=0.2, window=1, max_score=1.0),
+    "del": lambda: Del(layer=2, length=2, threshold=False),
+    "del that stops": lambda: Del(layer=3, length=3, memory=0.5),
     "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
 }
 TREES: dict[str, Make] = {
