@@ -19,8 +19,8 @@ is replaced by a token of the text, so that the iteration goes on.
 New rows are the best tokens of the policy, also where text is sampled: an n-gram is used again at other positions,
 whose noise differs.
 
-A step scores `(N - 1) W - 1 + G (N - 1)` tokens. Where the engine's budget (`Engine.load(nodes=)`) holds fewer, half of
-it is the window's, in whole columns.
+A step scores `(N - 1) W - 1 + G (N - 1)` tokens. Where its budget holds fewer, half of it is the window's, in whole
+columns.
 
 Paper: Fu et al., "Break the Sequential Dependency of LLM Inference Using Lookahead Decoding", 2024.
 """
@@ -36,6 +36,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.errors import BadRequest
+from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
@@ -117,12 +118,15 @@ class Lookahead(Drafter):
         ngram: tokens of an n-gram, N: rows of the window and one.
         guesses: n-grams kept for a first token and drafted in a step, G.
         pool_from_prompt: collect the n-grams of the prompt and of the text too.
+        nodes: most tokens scored in a step; by default three times as many as ride along with the target's pass, since
+            a window needs room.
     """
 
     window: int = 7
     ngram: int = 5
     guesses: int = 7
     pool_from_prompt: bool = True
+    nodes: int | None = None
     shape: str = field(init=False, repr=False, default="tree")
 
     def __post_init__(self) -> None:
@@ -130,6 +134,12 @@ class Lookahead(Drafter):
             value = getattr(self, name)
             if value < least:
                 raise BadRequest(f"lookahead({name}={value}): an integer of at least {least} is needed")
+        if self.nodes is not None and self.nodes < 1:
+            raise BadRequest(f"lookahead(nodes={self.nodes}): an integer of at least 1 is needed")
+        self._most = self.nodes or 1
+
+    def attach(self, target: CausalModel) -> None:
+        self._most = self.nodes or 3 * target.spare
 
     def begin(self, sequence: Sequence) -> None:
         grid = _picked(sequence.tokens, (self.ngram - 1) * self.window).reshape(self.ngram - 1, self.window)
@@ -137,7 +147,10 @@ class Lookahead(Drafter):
         self._collect_text(sequence, 0)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
-        return [self._draft(s, s.drafts, *limits) for s, limits in zip(sequences, budget, strict=True)]
+        return [
+            self._draft(sequence, sequence.drafts, min(nodes, self._most), depth)
+            for sequence, (nodes, depth) in zip(sequences, budget, strict=True)
+        ]
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
         # A step that another drafter led says nothing of this window.

@@ -54,7 +54,7 @@ def test_the_pool_keeps_the_last_used() -> None:
 
 def test_the_window_is_the_tree_of_the_paper() -> None:
     """Position of a cell: column + row. It sees the text, row 0 up to its column, and its own column upwards."""
-    drafter = Lookahead(window=3, ngram=4, guesses=0)
+    drafter = Lookahead(window=3, ngram=4, guesses=0, nodes=99)
     sequence = begun(drafter, [5])
     sequence.drafts.grid = np.array([[0, 11, 12], [20, 21, 22], [30, 31, 32]])
     tree = draft(drafter, sequence)
@@ -69,7 +69,7 @@ def test_the_window_is_the_tree_of_the_paper() -> None:
 
 
 def test_a_hand_filled_window_is_harvested() -> None:
-    drafter = Lookahead(window=3, ngram=3, guesses=4, pool_from_prompt=False)
+    drafter = Lookahead(window=3, ngram=3, guesses=4, pool_from_prompt=False, nodes=99)
     sequence = begun(drafter, [5])
     state = sequence.drafts
     state.grid, state.age = np.array([[0, 11, 12], [20, 21, 22]]), 1
@@ -86,7 +86,7 @@ def test_a_hand_filled_window_is_harvested() -> None:
 
 
 def test_nothing_is_harvested_before_all_rows_are_iterates() -> None:
-    drafter = Lookahead(window=2, ngram=4, guesses=4, pool_from_prompt=False)
+    drafter = Lookahead(window=2, ngram=4, guesses=4, pool_from_prompt=False, nodes=99)
     sequence = begun(drafter, [5, 6, 7])
     for step in range(3):
         tree = draft(drafter, sequence)
@@ -95,7 +95,7 @@ def test_nothing_is_harvested_before_all_rows_are_iterates() -> None:
 
 
 def test_an_end_token_in_the_window_is_replaced() -> None:
-    drafter = Lookahead(window=4, ngram=3, guesses=1)
+    drafter = Lookahead(window=4, ngram=3, guesses=1, nodes=99)
     sequence = begun(drafter, [5, 6, 7], ends=(9,))
     tree = draft(drafter, sequence)
     tell(drafter, sequence, tree, [9] * len(tree), [8])
@@ -103,7 +103,7 @@ def test_an_end_token_in_the_window_is_replaced() -> None:
 
 
 def test_ngrams_of_the_prompt_and_of_the_text_are_candidates() -> None:
-    drafter = Lookahead(ngram=3)
+    drafter = Lookahead(ngram=3, nodes=99)
     sequence = begun(drafter, [1, 2, 3, 4, 1])
     assert sequence.drafts.pool.after(1) == [(2, 3)]
     tree = draft(drafter, sequence)
@@ -116,7 +116,7 @@ def test_ngrams_of_the_prompt_and_of_the_text_are_candidates() -> None:
 @pytest.mark.parametrize("nodes", [0, 1, 3, 8, 15, 40])
 @pytest.mark.parametrize("depth", [0, 1, 2, 5, 30])
 def test_a_budget_is_kept_and_shared(nodes: int, depth: int) -> None:
-    drafter = Lookahead(window=4, ngram=4, guesses=3)
+    drafter = Lookahead(window=4, ngram=4, guesses=3, nodes=99)
     sequence = begun(drafter, [1, 2, 3, 4, 1, 5, 6, 7, 1, 8, 9, 10, 1])
     tree = draft(drafter, sequence, nodes, depth)
     assert tree.drafted <= nodes
@@ -127,8 +127,17 @@ def test_a_budget_is_kept_and_shared(nodes: int, depth: int) -> None:
     tell(drafter, sequence, tree, [0] * len(tree), [3])
 
 
+def test_its_own_size_is_three_times_what_rides_along() -> None:
+    model = load_model(llama(), fast=False)
+    for nodes, most in ((None, 3 * model.spare), (6, 6)):
+        drafter = Lookahead(nodes=nodes)
+        drafter.attach(model)
+        sequence = begun(drafter, [1, 2, 3, 4, 1, 5, 6, 7, 1])
+        assert most - 4 <= draft(drafter, sequence).drafted <= most
+
+
 def test_a_step_that_another_drafter_led_leaves_the_window_alone() -> None:
-    drafter = Lookahead(window=2, ngram=3)
+    drafter = Lookahead(window=2, ngram=3, nodes=99)
     sequence = begun(drafter, [1, 2, 3])
     draft(drafter, sequence)
     before = sequence.drafts.grid.copy()
@@ -138,7 +147,7 @@ def test_a_step_that_another_drafter_led_leaves_the_window_alone() -> None:
 
 def test_candidates_and_root_do_not_see_the_window() -> None:
     model = load_model(llama(), fast=False)
-    drafter, logits = Lookahead(window=4, ngram=3, guesses=2), []
+    drafter, logits = Lookahead(window=4, ngram=3, guesses=2, nodes=99), []
     for seed in range(2):
         sequence = begun(drafter, [1, 2, 3, 4, 1])
         sequence.drafts.grid = np.random.default_rng(seed).integers(10, VOCABULARY, size=(2, 4))
@@ -153,7 +162,7 @@ def test_candidates_and_root_do_not_see_the_window() -> None:
 # -- knobs and texts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("knobs", [{"window": 0}, {"ngram": 2}, {"guesses": -1}])
+@pytest.mark.parametrize("knobs", [{"window": 0}, {"ngram": 2}, {"guesses": -1}, {"nodes": 0}])
 def test_knobs_are_checked(knobs: dict[str, int]) -> None:
     (name, value), *_ = knobs.items()
     with pytest.raises(BadRequest, match=rf"lookahead\({name}={value}\): an integer of at least"):
@@ -165,13 +174,13 @@ def test_text_equals_transformers(nodes: int) -> None:
     module = llama()
     engine = engine_of(module, nodes=nodes)
     expected = [generated(module, prompt, 40) for prompt in PROMPTS]
-    for spec in ("lookahead", "lookahead(window=2, ngram=3, guesses=0)"):
+    for spec in ("lookahead(nodes=60)", "lookahead(window=2, ngram=3, guesses=0)"):
         mixed = results(engine, PROMPTS, max_new_tokens=40, drafter=spec)
         assert [result.tokens for result in mixed] == expected
     assert engine.generate(PROMPTS[0], max_new_tokens=40, drafter="lookahead").tokens == expected[0]
 
 
 def test_it_saves_passes_where_the_text_repeats_itself() -> None:
-    engine = engine_of(llama(), Lookahead(window=4, ngram=4, pool_from_prompt=False), nodes=40)
+    engine = engine_of(llama(), Lookahead(window=4, ngram=4, pool_from_prompt=False, nodes=40), nodes=40)
     result = engine.generate(PROMPTS[0], max_new_tokens=120, ignore_eos=True)
     assert result.stats.forward_passes < 80

@@ -21,7 +21,7 @@ def table_engine(vocabulary: int, **options: object) -> Engine:
 
 
 @pytest.mark.parametrize("init", ["random", "text", "repeat"])
-@pytest.mark.parametrize(("vocabulary", "window"), [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("vocabulary", "window"), [(2, 1), (2, 2), (2, 3), (3, 1), (3, 2), (3, 3)])
 def test_the_window_machine_is_exact(vocabulary: int, window: int, init: str) -> None:
     engine = table_engine(vocabulary)
     result = decoded(engine, [0, 1], 3, lambda: SJD(block=window + 1, init=init), Rejection(), SAMPLED)

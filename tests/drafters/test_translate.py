@@ -13,7 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from paceline import Engine
 from paceline.drafters.translate import Speller, Translate
 from paceline.errors import BadRequest
-from paceline.testing import TabularModel
+from paceline.policies.base import Pipeline
+from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
+from paceline.verifiers.coupled import Coupled
+from paceline.verifiers.rejection import Rejection
 from tests.drafters.support import llama, results, start
 
 TEXT = (
@@ -117,6 +120,25 @@ def test_a_draft_that_knows_the_text_saves_passes(target: Any, draft: Any) -> No
         result = engine.generate(prompt, max_new_tokens=44, drafter=drafter, verifier=verifier)
         assert result.tokens == wanted.tokens
         assert result.stats.forward_passes < 25
+
+
+@pytest.mark.parametrize("verifier", [Coupled(), Rejection()])
+def test_the_law_is_kept(verifier: Any) -> None:
+    """By enumeration: three letters here, the same in another order there."""
+
+    def letters(order: str) -> PreTrainedTokenizerFast:
+        tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(order)}, unk_token=order[0]))
+        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+        tokenizer.decoder = decoders.Fuse()
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+    engine = Engine(TabularModel(random_table(3, seed=1), 3), letters("abc"), drafter="none", nodes=4)
+    other = TabularModel(random_table(3, seed=2), 3)
+    other.tokenizer = letters("bca")
+    law = Pipeline((), greedy=False)
+    found = decoded(engine, [0, 1], 3, lambda: Translate(other, length=2, confidence=0.0), verifier, law)
+    assert found.drafted > 1
+    assert distance(found.law, autoregressive(engine.model, law, [0, 1], 3)) < 1e-9
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -187,6 +187,19 @@ def test_trees_are_refused_with_the_reason() -> None:
     assert isinstance(sequence.error, Unsupported)
 
 
+def test_it_drafts_no_trees_for_others() -> None:
+    engine = Engine.load(build("LlamaConfig", {}), drafter="none")
+    drafter = DraftModel(model_of("Mamba 2"), tree="fixed")
+    with pytest.raises(Unsupported, match=r"cannot draft a tree: the state of its recurrent layers .* draft a chain"):
+        engine.generate(PROMPTS[0], drafter=drafter)
+
+
+def test_nothing_is_drafted_by_default_where_each_token_costs_a_pass() -> None:
+    result = Engine(model_of("Mamba"), drafter="ngram(confidence=0)").generate(PROMPTS[1], max_new_tokens=NEW)
+    assert result.stats.drafted == 0
+    assert result.tokens == wanted("Mamba")[tuple(PROMPTS[1])]
+
+
 def test_a_pass_that_fails_half_way_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """The state may hold tokens that were never committed; the next pass starts from a checkpoint."""
     model, engine = model_of("Falcon-H1"), engine_of("Falcon-H1")
