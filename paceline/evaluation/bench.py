@@ -159,7 +159,7 @@ class _Size:
             job = next((job for job in settings.jobs if method.refusal(job) is None), None)
             if job is not None:
                 report.methods[method.name] = method.about(job)
-        before_peers = resident(model.device)
+        before_peers = resident(model.device, collect=False)
         if peers.chosen(settings.peers):
             self._add_peers(kind)
         report.sizes[size] = SizeInfo(
@@ -170,7 +170,7 @@ class _Size:
             dtype=str(model.module.dtype).removeprefix("torch."),
             path=model.path,
             own_bytes=loaded - empty,
-            peer_bytes=resident(model.device) - before_peers if peers.chosen(settings.peers) else None,
+            peer_bytes=resident(model.device, collect=False) - before_peers if peers.chosen(settings.peers) else None,
             held={method.name: method.held for method in found},
         )
 
@@ -211,7 +211,7 @@ class _Size:
             self.save,
             report.skipped,
         )
-        arena.warm_up(todo[0])
+        arena.warm_up(min(todo, key=lambda batch: sum(map(len, batch.prompts))))
         try:
             return arena.play(todo, settings.repeats, deadline)
         finally:

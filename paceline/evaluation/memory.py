@@ -9,9 +9,10 @@ import psutil
 import torch
 
 
-def resident(device: torch.device) -> int:
-    """Bytes in use: resident memory, or on a GPU what torch has allocated there."""
-    gc.collect()
+def resident(device: torch.device, collect: bool = True) -> int:
+    """Bytes in use: resident memory, or on a GPU what torch has allocated there; at first, garbage is collected."""
+    if collect:
+        gc.collect()
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return int(psutil.Process().memory_info().rss)

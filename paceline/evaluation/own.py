@@ -52,11 +52,11 @@ class Method(Contestant):
 
     def __init__(self, engine: Engine, spec: str, verifier: str = "coupled", policies: dict[str, Any] | None = None):
         self.engine, self.name, self.verifier, self.policies = engine, spec, verifier, policies or {}
-        before = resident(engine.model.device)
+        before = resident(engine.model.device, collect=False)
         self._new: Drafter = registry.build("drafter", spec)
         engine.explain(drafter=self._new, verifier=verifier)
         self._shared = {id(heavy): heavy for heavy in _heavy(self._new, set())}
-        self.held = max(0, resident(engine.model.device) - before)
+        self.held = max(0, resident(engine.model.device, collect=False) - before)
         self.prepare()
 
     def refusal(self, job: Job) -> str | None:
