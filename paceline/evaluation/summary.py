@@ -125,8 +125,8 @@ def summarise(samples: Sequence[Sample], weight_bytes: dict[str, float], found: 
         groups.setdefault((s.size, s.temperature), []).append(s)
     rows = []
     for size in dict.fromkeys(s.size for s in samples):
+        workloads = list(dict.fromkeys(s.workload for s in samples if s.size == size))
         for group in (g for (name, _), g in groups.items() if name == size):
-            workloads = list(dict.fromkeys(s.workload for s in group))
             for workload in [*workloads, *([ALL] if len(workloads) > 1 else [])]:
                 part = [s for s in group if workload in (s.workload, ALL)]
                 rows += _rows(workload, part, weight_bytes[size], found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -270,20 +271,19 @@ def mode_note(report: Report) -> str:
 
 def missing(report: Report) -> Iterator[str]:
     """Where the budget ended before everything was measured: a sentence for each size and temperature."""
-    runs: dict[tuple[str, float, str], dict[Who, int]] = {}
-    for s in report.samples:
-        counts = runs.setdefault((s.size, s.temperature, s.workload), {})
-        counts[s.side, s.method] = counts.get((s.side, s.method), 0) + 1
+    runs = Counter((s.size, s.temperature, s.workload, (s.side, s.method)) for s in report.samples)
     for size, planned in report.planned.items():
+        methods = dict.fromkeys((s.side, s.method) for s in report.samples if s.size == size)
         for temperature in report.settings["temperatures"]:
+            asked = [m for m in methods if f"{m[0]} {m[1]} ({size}, temperature {temperature:g})" not in report.skipped]
             parts = []
             for workload, wanted in planned.items():
-                counts = runs.get((size, temperature, workload), {})
-                done = max(counts.values(), default=0)
-                if done < wanted:
-                    parts.append(f"{workload} {done} of {wanted}")
+                done = [runs[size, temperature, workload, m] for m in asked] or [0]
+                if min(done) < wanted:
+                    count = f"{min(done)}" if min(done) == max(done) else f"{min(done)} to {max(done)}"
+                    parts.append(f"{workload} {count} of {wanted}")
             if parts:
-                yield f"incomplete: {size}, {choice(temperature)}: {', '.join(parts)} runs"
+                yield f"incomplete: {size}, {choice(temperature)}: {', '.join(parts)} runs of each method"
     for size in report.settings["sizes"]:
         if size not in report.planned:
             yield f"incomplete: {size} was not measured"

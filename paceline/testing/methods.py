@@ -70,6 +70,7 @@ VERIFIERS: tuple[str, ...] = (
     "coupled",
     "rejection",
     "lexical(beta=2)",
+    "lexical(beta=0.3)",
     "block",
     "optimal",
     "recursive",
@@ -88,7 +89,13 @@ VERIFIERS: tuple[str, ...] = (
     "synthetic(rate=0.7)",
 )
 #: Verifiers that change even greedy text; one of them heeds no policy.
-RELAXED = ("lenient(lenience=0.2)", "lantern(delta=0.4, neighbours=30)", "bild(rollback=4)", "synthetic(rate=0.7)")
+RELAXED = (
+    "lexical(beta=0.3)",
+    "lenient(lenience=0.2)",
+    "lantern(delta=0.4, neighbours=30)",
+    "bild(rollback=4)",
+    "synthetic(rate=0.7)",
+)
 LAWLESS = ("synthetic(rate=0.7)",)
 
 #: Policies as `generate` takes them, by a name for each setting; ids stay below 32, the smallest vocabulary in use.

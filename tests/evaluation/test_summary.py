@@ -135,6 +135,19 @@ def test_all_workloads_get_a_row_together() -> None:
     assert [(r.workload, r.samples) for r in rows] == [("code", 1), ("json", 1), (ALL, 2)]
 
 
+def test_all_workloads_stand_together_also_where_one_of_them_is_missing() -> None:
+    samples = [sample("paceline none", 2.0), sample("paceline none", 1.0, workload="json")]
+    samples.append(sample("paceline none", 3.0, temperature=0.8))
+    rows = summarise(samples, {"100m": 1.0}, Modes(samples))
+    assert [(r.temperature, r.workload) for r in rows] == [
+        (0, "code"),
+        (0, "json"),
+        (0, ALL),
+        (0.8, "code"),
+        (0.8, ALL),
+    ]
+
+
 def stats() -> Stats:
     return Stats(
         forward_passes=4,
@@ -283,7 +296,11 @@ def test_what_the_budget_left_undone_is_said(report: Report) -> None:
     assert not list(missing(report))
     report.planned["100m"] = {"code": 3, "json": 9}
     report.settings["sizes"].append("500m")
-    said = ["incomplete: 100m, greedy: json 3 of 9 runs", "incomplete: 100m, temperature 0.8: json 3 of 9 runs"]
+    report.samples.remove(next(s for s in report.samples if s.key[-2:] == ("paceline", "ngram") and s.size == "100m"))
+    said = [
+        "incomplete: 100m, greedy: code 2 to 3 of 3, json 3 of 9 runs of each method",
+        "incomplete: 100m, temperature 0.8: json 3 of 9 runs of each method",
+    ]
     assert list(missing(report)) == [*said, "incomplete: 500m was not measured"]
     assert f"**{said[0]}.**" in markdown(report)
     assert said[1] in html(report)
