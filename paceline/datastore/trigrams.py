@@ -22,7 +22,7 @@ def successors(store: Datastore, contexts: int, most: int) -> dict[tuple[int, in
     """
     keys, counts = _counted(store)
     base = store.meta.vocabulary
-    pairs, first = np.unique(keys // base, return_index=True)
+    pairs, first = _runs(keys // base)
     totals = np.add.reduceat(counts, first) if len(keys) else counts
     ends = np.append(first[1:], len(keys))
     found: dict[tuple[int, int], dict[int, float]] = {}
@@ -40,11 +40,17 @@ def _counted(store: Datastore) -> tuple[np.ndarray, np.ndarray]:
     base, keys, counts = store.meta.vocabulary, [np.empty(0, np.int64)], [np.empty(0, np.int64)]
     for at in range(0, len(store.suffixes), CHUNK):
         places = store.suffixes[at : at + CHUNK].astype(np.int64)
-        grams = store.tokens[places[:, None] + np.arange(3)].astype(np.int64)
-        grams = grams[(grams != base).all(axis=1)]
-        found, times = np.unique((grams[:, 0] * base + grams[:, 1]) * base + grams[:, 2], return_counts=True)
+        a, b, c = (store.tokens[places + i].astype(np.int64) for i in range(3))
+        whole = (b != base) & (c != base)
+        found, starts = _runs(((a * base + b) * base + c)[whole])
         keys.append(found)
-        counts.append(times)
+        counts.append(np.diff(np.append(starts, whole.sum())))
     # A tri-gram may begin in one chunk and go on in the next.
-    merged, inverse = np.unique(np.concatenate(keys), return_inverse=True)
-    return merged, np.bincount(inverse, np.concatenate(counts), len(merged)).astype(np.int64)
+    merged, starts = _runs(np.concatenate(keys))
+    return merged, np.add.reduceat(np.concatenate(counts), starts) if len(merged) else np.concatenate(counts)
+
+
+def _runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct values of ascending keys, as the suffixes' order makes them, and where each begins."""
+    starts = np.flatnonzero(np.append(True, keys[1:] != keys[:-1])[: len(keys)])
+    return keys[starts], starts

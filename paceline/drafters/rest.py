@@ -64,8 +64,8 @@ class Prefixes:
 
     @classmethod
     def of(cls, rows: np.ndarray, end: int, most: int) -> Prefixes:
-        """The trie of `[h, L]` continuations, ended by the token `end`; of each depth at most the `most` commonest."""
-        group = np.zeros(len(rows), np.int64)
+        """The trie of `[h, L]` continuations, ended by the token `end`, with at least its `most` commonest nodes."""
+        group, seen = np.zeros(len(rows), np.int64), np.empty(0, np.int64)
         levels: list[tuple[np.ndarray, ...]] = []
         size = 0
         for depth in range(rows.shape[1]):
@@ -74,7 +74,11 @@ class Prefixes:
             if not len(rows):
                 break
             keys, of_row, counts = np.unique(group * end + rows[:, depth], return_inverse=True, return_counts=True)
+            # What is rarer than the `most` commonest so far is not among them, and neither is what lies below it.
+            seen = np.append(seen, counts)
+            least = np.partition(seen, -most)[-most] if len(seen) > most else 1
             kept = np.sort(np.argsort(-counts, kind="stable")[:most])
+            kept = kept[counts[kept] >= least]
             node = np.zeros(len(keys), np.int64)
             node[kept] = size + 1 + np.arange(len(kept))
             parents, tokens = np.divmod(keys[kept], end)

@@ -19,7 +19,7 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["docs/verifiers.md", "docs/caches.md", "docs/trees.md", "README.md"])
+@pytest.mark.parametrize("page", ["docs/verifiers.md", "docs/caches.md", "docs/trees.md", "docs/retrieval.md", "README.md"])
 def test_examples_run(page: str) -> None:
     for block in blocks(page):
         if "/models/" not in block:
