@@ -35,6 +35,7 @@ def speed_up_small(model: CausalModel) -> None:
             model.forward = plain
         else:
             model.path = "lean forward pass in float32"
+            model.offers -= {"hidden_states", "views"}
             return
     speed_up(model)
 

@@ -112,7 +112,7 @@ class Pearl(ChainModel):
     drafts = CHAIN_LAWS
     threads: bool = True
     _thread: threading.Thread | None = field(init=False, repr=False, default=None)
-    _late: list[Run] = field(init=False, repr=False, default_factory=list)
+    _late: list[tuple[Ahead, Run]] = field(init=False, repr=False, default_factory=list)
     _error: Exception | None = field(init=False, repr=False, default=None)
 
     def attach(self, target: CausalModel) -> None:
@@ -132,8 +132,11 @@ class Pearl(ChainModel):
             error, self._error = self._error, None
             raise error
         trees = [self._submitted(sequence, min(limits)) for sequence, limits in zip(sequences, budget, strict=True)]
-        self._late = [self._run(sequence, depth) for sequence, (_, depth) in zip(sequences, budget, strict=True)]
-        if any(run.limit > 0 for run in self._late):
+        self._late = [
+            (sequence.drafts, self._run(sequence, depth))
+            for sequence, (_, depth) in zip(sequences, budget, strict=True)
+        ]
+        if any(run.limit > 0 for _, run in self._late):
             if self.threads:
                 self._thread = threading.Thread(target=self._draft, name=THREAD, daemon=True)
                 self._thread.start()
@@ -176,7 +179,7 @@ class Pearl(ChainModel):
         """Write the late drafts; in the thread nothing else touches the draft model and its cache meanwhile."""
         try:
             with torch.inference_mode():
-                self.write(self._late)
+                self.write([run for _, run in self._late])
         except Exception as error:
             self._error = error
 
@@ -185,7 +188,6 @@ class Pearl(ChainModel):
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-        for run in self._late:
-            if run.sequence.drafts is not None and self._error is None:
-                run.sequence.drafts.extend(run)
+        for ahead, run in self._late if self._error is None else ():
+            ahead.extend(run)
         self._late = []

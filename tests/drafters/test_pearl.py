@@ -14,6 +14,7 @@ from exact.cases import engine_of as tabular
 from paceline import Engine, registry
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.pearl import THREAD, Pearl
+from paceline.drafters.turns import Turns
 from paceline.errors import BadRequest
 from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
 from paceline.testing.running import finish
@@ -57,7 +58,7 @@ def test_the_law_is_kept_where_late_drafts_follow_late_drafts() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.9}, {"temperature": 0.9, "verifier": "rejection"}])
-@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("length", [1, 4])
 def test_threads_change_nothing(length: int, settings: dict[str, Any]) -> None:
     texts = []
     for threads in (True, False):
@@ -72,6 +73,15 @@ def test_threads_change_nothing(length: int, settings: dict[str, Any]) -> None:
     if "verifier" not in settings:
         plain = results(engine, PROMPTS, drafter="none", max_new_tokens=30, seed=6, ignore_eos=True, **settings)
         assert [tokens for tokens, _, _ in texts[0]] == [result.tokens for result in plain]
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_it_takes_turns_with_another(threads: bool) -> None:
+    engine = engine_of(MODULE, Turns("ngram", Pearl(NEAR, length=3, threads=threads, fast=False)), max_rows=3)
+    settings = {"max_new_tokens": 30, "temperature": 0.9, "seed": 6, "ignore_eos": True}
+    found = results(engine, PROMPTS, **settings)
+    assert [r.tokens for r in found] == [r.tokens for r in results(engine, PROMPTS, drafter="none", **settings)]
+    assert not running()
 
 
 def test_greedy_text_equals_transformers() -> None:
@@ -93,7 +103,7 @@ def test_a_perfect_draft_is_submitted_without_a_pause() -> None:
 @pytest.mark.parametrize("agreement", [0.5, 0.8, 0.95])
 def test_a_round_takes_the_longer_of_both_sides(agreement: float) -> None:
     """By a clock on which a pass of the target takes as long as `length` passes of the draft."""
-    vocabulary, length, tokens = 40, 4, 240
+    vocabulary, length, tokens = 40, 4, 120
 
     def right(prefix: tuple[int, ...]) -> torch.Tensor:
         row = torch.full((vocabulary,), -9.0, dtype=torch.float64)

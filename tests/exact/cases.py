@@ -18,6 +18,7 @@ from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.del_exit import Del
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.early_exit import EarlyExit
+from paceline.drafters.easyspec import EasySpec
 from paceline.drafters.jacobi import Jacobi
 from paceline.drafters.lexical import LexicalUnits
 from paceline.drafters.lookahead import Lookahead
@@ -128,6 +129,8 @@ CHAINS: dict[str, Make] = {
     "swift that searches": lambda: Swift(length=2, confidence=0.2, window=1, max_score=1.0),
     "del": lambda: Del(layer=2, length=2, threshold=False),
     "del that stops": lambda: Del(layer=3, length=3, memory=0.5),
+    "easyspec": lambda: EasySpec(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
+    "easyspec, not calibrated": lambda: EasySpec(group=2, length=2, confidence=0.0, calibrate=False),
     "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
 }
 TREES: dict[str, Make] = {

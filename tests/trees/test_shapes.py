@@ -113,7 +113,7 @@ def test_shared_siblings_are_ranked_by_the_noise_at_their_position() -> None:
 
 def test_the_order_of_draws_without_replacement_is_that_of_perturbed_probabilities() -> None:
     """Both ways to draw two of four tokens have the law q(x) q(y) / (1 - q(x)) (chi-square)."""
-    q, count = table()((0,)).exp(), 1200
+    q, count = table()((0,)).exp(), 700
     expected = {(x, y): float(q[x] * q[y] / (1 - q[x])) for x, y in itertools.permutations(range(4), 2)}
     for law in ("distinct", "shared"):
         seen: Counter[tuple[int, ...]] = Counter()
