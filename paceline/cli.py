@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from paceline import __version__
-from paceline.commands import bench, datastore, demo, doctor, explain, generate, methods, report, train
+from paceline.commands import acceptance, bench, datastore, demo, doctor, explain, generate, methods, report, train
 from paceline.commands.guard import Guarded
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("explain")(explain.explain)
 app.command("methods")(methods.methods)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
+app.command("acceptance")(acceptance.acceptance)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.add_typer(train.app, name="train")

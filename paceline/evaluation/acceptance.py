@@ -37,6 +37,8 @@ from paceline.verifiers.siblings import ROUNDING
 PROGRAMME, ENUMERATED, SAMPLES = 20_000, 256, 64
 #: Nodes of the quadrature and how far they reach, prefixes tried, and the least mass outside a set that is resolved.
 NODES, REACH, PREFIXES, OUTSIDE = 96, 3.6, 48, 1e-9
+#: Probability up to which a token's chance to be drawn is neglected inside a set.
+FAINT = 1e-7
 
 
 def rejection(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -56,10 +58,11 @@ def coupled(p: torch.Tensor, q: torch.Tensor, k: int = 1, samples: int = 512, se
         return _coupled_once(p, q)
     generator = np.random.default_rng(seed)
     hits = torch.zeros(len(p), dtype=torch.float64)
+    p, q = p.log(), q.log()
     for _ in range(samples):
         noise = torch.from_numpy(generator.gumbel(size=p.shape[-1]))
-        chosen = (p.log() + noise).argmax(-1, keepdim=True)
-        hits += ((q.log() + noise).topk(min(k, q.shape[-1])).indices == chosen).any(-1)
+        chosen = (p + noise).argmax(-1, keepdim=True)
+        hits += ((q + noise).topk(min(k, q.shape[-1])).indices == chosen).any(-1)
     return hits / samples
 
 
@@ -165,13 +168,14 @@ def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") ->
         p, q: `[n, V]` float64 laws.
         k: number of draws.
         law: `"replacement"` or `"distinct"` (without). For the latter, beyond `PREFIXES` tokens not every prefix is
-            tried, which may leave the bound a little above the optimum, never below.
+            tried, and tokens up to `FAINT` are neglected; either may leave the bound a little above the optimum, never
+            below.
     """
     if k < 1:
         raise BadRequest(f"bound(k={k}): an integer of at least 1 is needed")
     order = (q / p.clamp_min(1e-300)).argsort(-1, descending=True)
     p, q = p.gather(-1, order), q.gather(-1, order)
-    if law == "replacement":
+    if law == "replacement" or (law == "distinct" and k == 1):
         least = (p.cumsum(-1) - q.cumsum(-1).clamp(max=1) ** k).amin(-1)
     elif law == "distinct":
         least = torch.stack([_least_distinct(*pair, k) for pair in zip(p, q, strict=True)])
@@ -181,19 +185,23 @@ def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") ->
 
 
 def _least_distinct(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
-    """min of `p(H) - Q(H)` over prefixes, k draws without replacement."""
-    ends = np.unique(np.linspace(1, len(q), min(len(q), PREFIXES)).round().astype(int)).tolist()
-    values = {end: float(p[:end].sum()) - inside_distinct(q[:end], float(q[end:].sum()), k) for end in ends}
-    best = min(values, key=values.__getitem__)
-    step = max(1, len(q) // PREFIXES)
-    while step > 1:  # look closer around the best one
-        step = (step + 1) // 2
-        for end in (best - step, best + step):
-            if 1 <= end <= len(q) and end not in values:
-                values[end] = float(p[:end].sum()) - inside_distinct(q[:end], float(q[end:].sum()), k)
-        best = min(values, key=values.__getitem__)
-        step = 1 if step == 2 else step
-    return p.new_tensor(values[best])
+    """min of `p(H) - Q(H)` over prefixes, k draws without replacement: first at even steps of mass, then between the
+    neighbours of the best one."""
+    inside, behind = p.cumsum(-1), q.flip(-1).cumsum(-1).flip(-1) - q
+    known: dict[int, float] = {}
+
+    def best(ends: torch.Tensor) -> int:
+        for end in ends.unique().tolist():
+            known[end] = float(inside[end]) - inside_distinct(q[: end + 1], max(float(behind[end]), 0.0), k)
+        return min(known, key=known.__getitem__)
+
+    mass = (p + q).cumsum(-1)
+    steps = torch.linspace(0, float(mass[-1]), PREFIXES, dtype=mass.dtype)
+    chosen = best(torch.searchsorted(mass, steps).clamp(max=len(q) - 1) if len(q) > PREFIXES else torch.arange(len(q)))
+    ends = sorted(known)
+    at = ends.index(chosen)
+    low, high = ends[max(at - 1, 0)], ends[min(at + 1, len(ends) - 1)]
+    return p.new_tensor(known[best(torch.linspace(low, high, min(high - low + 1, PREFIXES)).round().long())])
 
 
 def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
@@ -204,11 +212,13 @@ def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
         outside: probability of all others.
         k: number of draws.
     """
-    support = q[q > 0]
-    if len(support) < k:
+    if int((q > 0).sum()) < k:
         return 0.0
     if outside < OUTSIDE:
         return 1.0
+    support = q[q > FAINT]
+    if len(support) < k:
+        return 0.0
     logs, weights = _quadrature()
     chances = -torch.expm1(logs[:, None] / outside * support)
     return float((weights * _at_least(chances, k)).sum())
