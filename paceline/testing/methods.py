@@ -58,6 +58,8 @@ DRAFTERS: tuple[str, ...] = (
     "aded(datastore='{datastore}', adapt=tail, iterations=20, length=2, nodes=7)",
     "del",
     "del(layer=1, length=3, memory=0.5, threshold=false)",
+    "easyspec(confidence=0)",
+    "easyspec(model='{draft}', group=2, length=2, calibrate=false)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
     "auto(draft=draft(model='{draft}'))",
