@@ -19,11 +19,11 @@ Paper: Saxena, "Prompt Lookup Decoding", 2023 (which takes the earliest place an
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
 from paceline.drafters.base import Outcome, SequenceDrafter
+from paceline.drafters.odds import Odds
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
@@ -32,11 +32,8 @@ from paceline.tree import TokenTree
 
 #: Latest places of an n-gram that are compared, and tokens compared at each: bounds of a step's cost.
 PLACES, REACH = 8, 32
-#: Chance that a copied token is right after at most `AGREEING[i]` agreeing ones (last entry: after more), and
-#: how many observations of the sequence weigh as much.
-AGREEING = (1, 2, 3, 4, 8, 16)
+#: Chance that a copied token is right, by the class of agreement.
 ODDS = (0.25, 0.5, 0.6, 0.65, 0.75, 0.85, 0.92)
-WEIGHT = 8.0
 
 
 class Index:
@@ -86,28 +83,20 @@ class Notes:
 
     Attributes:
         index: its text.
-        right, tried: copied tokens that were right, and that were tried, by class of agreement.
+        odds: the chance that a copied token is right by the tokens that agree before it.
         agreed: agreeing tokens before the draft that is being judged.
         length: and its length, that of the first candidate.
     """
 
     index: Index
-    right: list[float] = field(default_factory=lambda: [WEIGHT * odds for odds in ODDS])
-    tried: list[float] = field(default_factory=lambda: [WEIGHT] * len(ODDS))
+    odds: Odds = field(default_factory=lambda: Odds(ODDS))
     agreed: int = 0
     length: int = 0
-
-    def odds(self, agreed: int) -> float:
-        """The chance that a token copied after `agreed` agreeing ones is right."""
-        group = bisect_left(AGREEING, agreed)
-        return self.right[group] / self.tried[group]
 
     def learn(self, accepted: int) -> None:
         """Take in that the first `accepted` tokens of the draft were right."""
         for i in range(min(accepted + 1, self.length)):
-            group = bisect_left(AGREEING, self.agreed + i)
-            self.tried[group] += 1
-            self.right[group] += i < accepted
+            self.odds.learn(self.agreed + i, i < accepted)
 
 
 @method(
