@@ -168,8 +168,8 @@ def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") ->
         p, q: `[n, V]` float64 laws.
         k: number of draws.
         law: `"replacement"` or `"distinct"` (without). For the latter, beyond `PREFIXES` tokens not every prefix is
-            tried, and tokens up to `FAINT` are neglected; either may leave the bound a little above the optimum, never
-            below.
+            tried, tokens up to `FAINT` are neglected, and sets outside of which next to nothing lies are left out; the
+            bound may then stand a little above the optimum, never below.
     """
     if k < 1:
         raise BadRequest(f"bound(k={k}): an integer of at least 1 is needed")
@@ -187,12 +187,12 @@ def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") ->
 def _least_distinct(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
     """min of `p(H) - Q(H)` over prefixes, k draws without replacement: first at even steps of mass, then between the
     neighbours of the best one."""
-    inside, behind = p.cumsum(-1), q.flip(-1).cumsum(-1).flip(-1) - q
+    inside, behind = p.cumsum(-1), torch.cat([q.flip(-1).cumsum(-1).flip(-1)[1:], q.new_zeros(1)])
     known: dict[int, float] = {}
 
     def best(ends: torch.Tensor) -> int:
         for end in ends.unique().tolist():
-            known[end] = float(inside[end]) - inside_distinct(q[: end + 1], max(float(behind[end]), 0.0), k)
+            known[end] = float(inside[end]) - inside_distinct(q[: end + 1], float(behind[end]), k)
         return min(known, key=known.__getitem__)
 
     mass = (p + q).cumsum(-1)
@@ -207,17 +207,17 @@ def _least_distinct(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
 def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
     """Chance that all of k draws without replacement lie in a set.
 
+    Too little by next to nothing where tokens are faint; 0 where the set leaves less than `OUTSIDE` outside.
+
     Args:
         q: `[m]` float64 probabilities of the set's tokens.
         outside: probability of all others.
         k: number of draws.
     """
-    if int((q > 0).sum()) < k:
-        return 0.0
-    if outside < OUTSIDE:
-        return 1.0
+    if outside == 0:
+        return float(int((q > 0).sum()) >= k)
     support = q[q > FAINT]
-    if len(support) < k:
+    if len(support) < k or outside < OUTSIDE:
         return 0.0
     logs, weights = _quadrature()
     chances = -torch.expm1(logs[:, None] / outside * support)
