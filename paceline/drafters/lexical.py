@@ -10,10 +10,10 @@ behind a wrong text and the next draft is placeholders alone. So every token is 
 verifier, whatever the model was trained for. The verifier `lexical` takes answers it is sure of at once instead: that
 is the decoding of the paper, and lossy.
 
-A model that was not trained for it answers placeholders badly. Not confirmed in the paper's abstract: how many
-placeholders, and where they stand in training; here they follow the last known token.
+A model that was not trained for it answers placeholders badly. How many placeholders the
+paper takes, and where they stand in training, is not confirmed; here they follow the last known token.
 
-Paper: Sun et al., "Parallel Decoding of Lexical Units", 2024.
+Paper: Sun et al., "Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs", 2024.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def placeholder_of(target: CausalModel, given: int | None) -> int:
     kind="drafter",
     guarantee=Guarantee.LOSSLESS,
     summary="Placeholder tokens behind the text ask a model trained for it for several tokens at once.",
-    paper="Parallel Decoding of Lexical Units",
+    paper="Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs",
     year=2024,
 )
 @dataclass(eq=False)

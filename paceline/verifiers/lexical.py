@@ -6,10 +6,10 @@ token with the text's own history. A span that repeats what stands right before 
 sure what belongs into a placeholder tends to say the last token again.
 
 What is emitted unverified does not follow the policy's law; how far it is off depends on the model's training, and
-`beta` bounds where it is taken. Above 1 nothing is, and the text is that of plain decoding. Not confirmed in the
-paper's abstract: the value of beta and the form of the repetition rule.
+`beta` bounds where it is taken. Above 1 nothing is, and the text is that of plain decoding. The paper's
+value of beta and its form of the repetition rule are not confirmed.
 
-Paper: Sun et al., "Parallel Decoding of Lexical Units", 2024.
+Paper: Sun et al., "Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs", 2024.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from paceline.verifiers.coupled import Coupled
     kind="verifier",
     guarantee=Guarantee.LOSSY,
     summary="Emit what the model says at placeholders, unverified, while it is sure.",
-    paper="Parallel Decoding of Lexical Units",
+    paper="Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs",
     year=2024,
     knob="beta",
 )
