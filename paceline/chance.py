@@ -63,6 +63,36 @@ class Chance(ABC):
         """A token from `p`: `[V]` non-negative weights with a positive sum."""
 
 
+class OtherChance(Chance):
+    """The same shared noise as a chance's, and independent draws that are independent of that chance's own.
+
+    Args:
+        chance: a sequence's randomness.
+        name: tells it from others of the same chance.
+    """
+
+    def __init__(self, chance: Chance, name: Hashable) -> None:
+        self.chance, self.name = chance, name
+
+    def couple(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
+        return self.chance.couple(scores, positions)
+
+    def top(self, scores: torch.Tensor, positions: Sequence[int], count: int) -> torch.Tensor:
+        return self.chance.top(scores, positions, count)
+
+    def twin(self) -> OtherChance:
+        return OtherChance(self.chance.twin(), self.name)
+
+    def uniform(self, position: int, key: Hashable) -> float:
+        return self.chance.uniform(position, (self.name, key))
+
+    def bernoulli(self, p: float, position: int, key: Hashable) -> bool:
+        return self.chance.bernoulli(p, position, (self.name, key))
+
+    def categorical(self, p: torch.Tensor, position: int, key: Hashable) -> int:
+        return self.chance.categorical(p, position, (self.name, key))
+
+
 class SeededChance(Chance):
     """Counter-based (Philox) randomness: equal on every platform for equal seed, stream and position.
 

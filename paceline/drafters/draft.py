@@ -64,7 +64,7 @@ class Run:
         odds: the estimated chance that the draft is accepted as far as each token.
         log_chance: log of the estimated chance that all of it is accepted.
         ahead: tokens between the text and the draft.
-        law: what the tokens follow, a key of `paceline.plan.LAWS`.
+        law: what the tokens follow, a key of `paceline.plan.LAWS`; by default what the verifier likes best.
         step: output position of the text's next token.
         chance: the sequence's randomness.
     """
@@ -80,7 +80,7 @@ class Run:
     odds: list[float] = field(default_factory=list)
     log_chance: float = 0.0
     ahead: int = 0
-    law: str = field(init=False)
+    law: str = ""
     step: int = field(init=False)
     chance: Chance = field(init=False)
     scores: torch.Tensor = field(init=False, repr=False)
@@ -88,7 +88,7 @@ class Run:
     def __post_init__(self) -> None:
         sequence = self.sequence
         # A chain can follow any law, hence the verifier's favourite.
-        self.law = "fixed" if sequence.pipeline.greedy else sequence.verifier.judges[0]
+        self.law = "fixed" if sequence.pipeline.greedy else self.law or sequence.verifier.judges[0]
         self.step, self.chance = sequence.generated, sequence.chance
 
     @property
@@ -297,7 +297,8 @@ class DraftModel(ChainModel):
     def _run(self, sequence: Sequence, nodes: int, depth: int) -> Run:
         row = sequence.drafts.row
         limit = min(self.length or self._spare, nodes, depth, self.room(sequence))
-        return Run(sequence, row, limit, sequence.state, self.readable(sequence.tokens[row.trunk :]))
+        pending = self.readable(sequence.tokens[row.trunk :])
+        return Run(sequence, row, limit, sequence.state, pending, law=agreed(self, sequence.verifier))
 
     # -- a tree -------------------------------------------------------------------------------------------
 

@@ -28,6 +28,8 @@ DRAFTERS: tuple[str, ...] = (
     "rasd(draft=draft(model='{draft}', tree=rsd_s(width=2)), retrieve=recycling, top=2, nodes=3)",
     "pearl(model='{draft}')",
     "pearl(model='{draft}', length=2, threads=false)",
+    "merged(draft(model='{draft}', confidence=0), ngram)",
+    "merged(draft(model='{draft}', tree=rsd_c('2 1'), budget=3), draft(model='{draft}', length=2, confidence=0.3))",
     "suffix",
     "suffix(tree=false, confidence=0, factor=99)",
     "translate(model='{draft}', confidence=0)",

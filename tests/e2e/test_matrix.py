@@ -39,6 +39,8 @@ BRANCHING = (
     "draft(model='{draft}', tree=rsd_s(width=2))",
     "rasd(draft=draft(model='{draft}', tree=dyspec(threshold=0.1)))",
     "rasd(draft=draft(model='{draft}', tree=rsd_s(width=2)), retrieve=recycling, top=2, nodes=3)",
+    "merged(draft(model='{draft}', confidence=0), ngram)",
+    "merged(draft(model='{draft}', tree=rsd_c('2 1'), budget=3), draft(model='{draft}', length=2, confidence=0.3))",
     "suffix",
     "recycling",
     "lookahead",
