@@ -18,10 +18,10 @@ from paceline.testing.drafters import Fixed, Hostile, Oracle
 from paceline.testing.running import finish, submit
 from paceline.tree import TokenTree
 
-NEW = 14
+NEW = 10
 PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
 EXPERT = {**EXPERTS, "shared_expert_intermediate_size": 16}
-SSM = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
+SSM = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8}
 #: Name: configuration class, what differs from `SIZE`, and whether a pass may go on by several tokens.
 MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "Mamba": ("MambaConfig", {}, False),
@@ -35,8 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
         {**EXPERT, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_dt_rank": 4, "mamba_d_state": 8},
         False,
     ),
-    "Falcon-H1": ("FalconH1Config", {**SSM, "mamba_n_heads": 4, "mamba_d_ssm": 32, "mamba_n_groups": 1}, True),
-    "Bamba": ("BambaConfig", {**SSM, "attn_layer_indices": [1]}, True),
+    "Falcon-H1": ("FalconH1Config", {**SSM, "mamba_d_ssm": 32, "mamba_n_groups": 1}, True),
     "Qwen3-Next": (
         "Qwen3NextConfig",
         {
@@ -101,7 +100,7 @@ def test_greedy_text_equals_transformers(name: str) -> None:
                 assert sequence.error is None
                 assert sequence.tokens[sequence.prompt_length :] == wanted(name)[tuple(sequence.request.prompt)], label
                 if label == "knowing":
-                    assert sequence.stats.forward_passes <= 4
+                    assert sequence.stats.forward_passes <= 3
     assert engine.decoder.cache.live == []
 
 
@@ -159,7 +158,7 @@ def test_it_drafts_for_others(target: str) -> None:
 
 
 def test_prompt_logprobs_are_those_of_the_text() -> None:
-    for name in ("Mamba", "Bamba"):
+    for name in ("Mamba", "Falcon-H1"):
         result = engine_of(name).generate(PROMPTS[2], max_new_tokens=3, logprobs=0, echo=True)
         logits = model_of(name).module(input_ids=torch.tensor([PROMPTS[2]])).logits[0].log_softmax(-1)
         expected = [float(logits[i, token]) for i, token in enumerate(PROMPTS[2][1:])]
