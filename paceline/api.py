@@ -87,8 +87,14 @@ class Engine:
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         inflated: str | None = None,
+        view: object = None,
     ) -> Engine:
-        """Load a model and make an engine of it. See `load_model` for the model's arguments, `Engine` for the rest."""
+        """Load a model and make an engine of it. See `load_model` for the model's arguments, `Engine` for the rest.
+
+        Args:
+            view: run only part of the model in every pass, which changes what it says: a spec such as
+                `"unified(speedup=2)"` or an instance (`paceline methods --kind view`).
+        """
         loaded = load_model(
             model,
             dtype=dtype,
@@ -98,6 +104,8 @@ class Engine:
             allow_pickle=allow_pickle,
             inflated=inflated,
         )
+        if view is not None:
+            loaded.follow(registry.build("view", view))
         text = load_tokenizer(model, tokenizer, trust_remote_code)
         return cls(loaded, text, drafter=drafter, verifier=verifier, max_rows=max_rows, nodes=nodes)
 

@@ -87,7 +87,7 @@ def plan(model: Any, drafter: Drafter, verifier: Verifier, pipeline: Pipeline) -
             f"verifier {verifies.name!r} judges {' or '.join(sorted(verifier.choices))} decoding only, and this is "
             f"{choice}; set the temperature accordingly or choose verifier 'coupled'"
         )
-    guarantee = _weakest(drafts.guarantee, verifies.guarantee)
+    guarantee = _weakest(*(part.guarantee for part in (drafts, verifies, *_views(model))))
     return Plan(guarantee, _describe(model, drafts, verifies, drafter, verifier, pipeline))
 
 
@@ -127,6 +127,12 @@ def method_of(part: object) -> registry.Method:
     raise Unsupported(f"{type(part).__name__} is not a registered method; decorate its class with @method")
 
 
+def _views(model: Any) -> list[registry.Method]:
+    """The lossy view that the model follows, if any."""
+    rule = getattr(model, "rule", None)
+    return [] if rule is None else [method_of(rule)]
+
+
 def _weakest(*guarantees: Guarantee) -> Guarantee:
     order = [Guarantee.LOSSLESS, Guarantee.GREEDY, Guarantee.LOSSY]
     return max(guarantees, key=order.index)
@@ -142,17 +148,20 @@ def _describe(
 ) -> tuple[str, ...]:
     policies = " -> ".join(repr(p) for p in pipeline.policies) or "the model's own distribution"
     choice = "the most likely token (greedy)" if pipeline.greedy else "a draw from that distribution"
-    weakest = _weakest(drafts.guarantee, verifies.guarantee)
+    views = _views(model)
+    parts = (*views, verifies, drafts)
+    weakest = _weakest(*(part.guarantee for part in parts))
     tokens = LAWS["fixed" if pipeline.greedy else agreed(drafter, verifier)]
     law = {
         Guarantee.LOSSLESS: "lossless: the text has exactly the policy's distribution",
         Guarantee.GREEDY: "greedy: exact for greedy decoding",
-        Guarantee.LOSSY: f"lossy: bounded by {verifies.knob or drafts.knob}",
+        Guarantee.LOSSY: f"lossy: bounded by {' and '.join(part.knob for part in parts if part.knob)}",
     }[weakest]
     if verifier.judges[0] == "shared" and weakest is Guarantee.LOSSLESS:
         law += "; the same seed gives the same text under every drafter, tree and batch"
     return (
         f"target    {model.name}",
+        *(f"view      {model.rule}: {view.summary}" for view in views),
         f"policy    {policies}, then {choice}",
         f"drafter   {drafts.name}: {drafts.summary} Drafts a {drafter.shape}, tokens {tokens}.",
         f"verifier  {verifies.name}: {verifies.summary}",

@@ -23,7 +23,7 @@ from paceline.errors import BadRequest
 from paceline.specs import Spec, parse
 
 #: Packages whose every module is imported by `load`.
-PACKAGES = ("paceline.policies", "paceline.drafters", "paceline.verifiers", "paceline.trees")
+PACKAGES = ("paceline.policies", "paceline.drafters", "paceline.verifiers", "paceline.trees", "paceline.views")
 T = TypeVar("T")
 
 
@@ -42,7 +42,7 @@ class Method:
 
     Attributes:
         name: what a user writes.
-        kind: `"policy"`, `"drafter"`, `"verifier"` or `"tree"`.
+        kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"` or `"view"`.
         cls: the dataclass that implements it.
         guarantee: see `Guarantee`; for `LOSSY`, `knob` names the field that bounds the loss.
         needs: capabilities another part must offer (see `paceline.plan`).
@@ -134,7 +134,7 @@ def build(kind: str, spec: object) -> Any:
     """A method's instance from a spec string such as `"draft(model=m, length=6)"`, a `Spec` or an instance.
 
     Args:
-        kind: `"policy"`, `"drafter"`, `"verifier"` or `"tree"`.
+        kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"` or `"view"`.
         spec: what the user gave.
 
     Raises:

@@ -17,7 +17,7 @@ import torch
 from paceline.caches import Extension, Row, TrieCache
 from paceline.errors import Unsupported
 from paceline.models.costs import PassCosts, measure
-from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of
+from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of, require_views
 from paceline.tree import TokenTree
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
@@ -206,6 +206,14 @@ class CausalModel:
         """What a pass costs by the tokens it scores; measured when it is first asked for."""
         return measure(self)
 
+    def follow(self, rule: ViewRule) -> None:
+        """Run every pass by a lossy view from now on. Raises `BadRequest` or `Unsupported` where it does not suit."""
+        require_views(self, type(rule).__name__)
+        rule.check(self.num_layers)
+        # A draft's own view would leave out yet other layers, and read keys that were never written.
+        self.rule, self.offers = rule, self.offers - {"views"}
+        self.lacks = {**self.lacks, "views": f"it follows {rule} in every pass already"}
+
     def new_cache(self, rows: int, limit: int | None = None, capacity: int = 512) -> TrieCache:
         """An empty cache for `rows` sequences of at most `limit` tokens (the model's context by default)."""
         return TrieCache(
@@ -348,8 +356,7 @@ class CausalModel:
         """The view of one pass, if any: the one asked for, or that of the model's own rule."""
         if view is None and self.rule is not None:
             prompts = np.array([row.prompt for row in rows])[:, None]
-            generated = torch.from_numpy(extension.positions - prompts).to(self.device)
-            view = self.rule.view(generated.flatten(), self.num_layers)
+            view = self.rule.view((extension.positions - prompts).ravel(), self.num_layers)
         return {} if view is None else {"view": view}
 
     def _mask(self, extension: Extension) -> Mask:

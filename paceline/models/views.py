@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -67,8 +68,8 @@ class ViewRule(ABC):
         """Raises `BadRequest` if the knobs do not suit a model of so many layers."""
 
     @abstractmethod
-    def view(self, generated: Tensor, layers: int) -> View | None:
-        """The view of one pass; None: the whole model.
+    def view(self, generated: np.ndarray, layers: int) -> View:
+        """The view of one pass.
 
         Args:
             generated: `[B * T]` int64, for each token how many were generated before it; negative in the prompt.
@@ -123,6 +124,23 @@ class Skip(View):
             raise BadRequest(f"view: all {layers} layers would be skipped; keep at least one sub-block")
 
 
+class Chosen(View):
+    """Whole layers, chosen for each token.
+
+    Args:
+        runs: `[layers, B * T]` bool, which layers a token goes through.
+    """
+
+    def __init__(self, runs: np.ndarray) -> None:
+        self._runs: list[Runs] = [bool(row[0]) if (row == row[0]).all() else torch.from_numpy(row) for row in runs]
+
+    def attends(self, layer: int) -> Runs:
+        return self._runs[layer]
+
+    def feeds(self, layer: int) -> Runs:
+        return self._runs[layer]
+
+
 @dataclass(eq=False)
 class Grouped(View):
     """Attention of `size` neighbouring layers reads one and the same input, that of the group's first layer.
@@ -151,10 +169,9 @@ class Grouped(View):
 def require_views(model: Any, part: str) -> None:
     """Refuse a model whose layers cannot be left out one by one. Raises `Unsupported`, naming `part`."""
     if "views" not in model.offers:
-        raise Unsupported(
-            f"{part} runs only some layers of {model.name}, which does not offer views: "
-            "its attention and feed-forward sub-blocks are not laid out in a known way"
-        )
+        unknown = "its attention and feed-forward sub-blocks are not laid out in a known way"
+        reason = model.lacks.get("views", unknown)
+        raise Unsupported(f"{part} runs only some layers of {model.name}, which does not offer views: {reason}")
 
 
 @dataclass(frozen=True)
@@ -277,7 +294,7 @@ class Steering:
             return self._shaped(part, torch.zeros_like(_states(args, kwargs)))
         out = own(*args, **kwargs)
         states = _first(out)
-        kept = torch.where(runs.view(*states.shape[:-1], 1), states, 0)
+        kept = torch.where(runs.to(states.device).view(*states.shape[:-1], 1), states, 0)
         return kept if isinstance(out, Tensor) else (kept, *out[1:])
 
 

@@ -1,0 +1,1 @@
+"""Lossy views: ways to run only part of a model in every pass, one file a method."""
