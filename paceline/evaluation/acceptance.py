@@ -36,9 +36,9 @@ from paceline.verifiers.siblings import ROUNDING
 #: Largest linear programme, in variables; most cases of refused draws that are enumerated; cases sampled instead.
 PROGRAMME, ENUMERATED, SAMPLES = 20_000, 256, 64
 #: Nodes of the quadrature and how far they reach, prefixes tried, and the least mass outside a set that is resolved.
-NODES, REACH, PREFIXES, OUTSIDE = 96, 3.6, 48, 1e-9
+NODES, REACH, PREFIXES, OUTSIDE = 72, 3.6, 24, 1e-9
 #: Probability up to which a token's chance to be drawn is neglected inside a set.
-FAINT = 1e-7
+FAINT = 1e-6
 
 
 def rejection(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
