@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
@@ -224,8 +225,12 @@ class Engine:
         return replace(settings, prediction=tuple(ids))
 
     def _attached(self, part: Any) -> Any:
-        if isinstance(part, Drafter | Verifier):
+        if isinstance(part, Verifier):
             part.attach(self.model)
+        # A drafter may copy the weights or measure passes then, so it is told its target once.
+        elif isinstance(part, Drafter) and (part.attached is None or part.attached() is not self.model):
+            part.attach(self.model)
+            part.attached = weakref.ref(self.model)
         return part
 
     def _prompts(self, prompt: Any) -> tuple[list[Any], bool]:

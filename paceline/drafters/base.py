@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -56,6 +56,9 @@ class Drafter(ABC):
     drafts: frozenset[str] = frozenset({"fixed"})
     #: Layers whose states it wants with every outcome (0: embeddings; L: after the last norm); may be set by `attach`.
     taps: tuple[int, ...] = ()
+
+    #: A weak reference to the target that it was attached to last; kept by the engine.
+    attached: Any = None
 
     def attach(self, target: CausalModel) -> None:
         """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
