@@ -69,7 +69,7 @@ class Tabular(SequenceDrafter):
     table: Table
     length: int = 2
     law: str | None = None
-    drafts = frozenset({"shared", "distinct", "replacement", "chains"})
+    drafts = frozenset({"shared", "distinct", "replacement", "chains", "top"})
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         kind = self.law or agreed(self, sequence.verifier)
