@@ -19,6 +19,7 @@ from paceline.drafters.draft import CHAIN_LAWS, Run
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.models.views import View
+from paceline.plan import agreed
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 
@@ -74,7 +75,8 @@ class SelfDraft(Drafter):
     def _run(self, sequence: Sequence, nodes: int, depth: int) -> Run:
         assert sequence.row is not None
         limit = min(self.most(sequence), nodes, depth) if sequence.uncached == 1 else 0
-        return Run(sequence, sequence.row, limit, sequence.state, sequence.tokens[-1:])
+        law = agreed(self, sequence.verifier)
+        return Run(sequence, sequence.row, limit, sequence.state, sequence.tokens[-1:], law=law)
 
     def _groups(self, runs: list[Run]) -> list[list[Run]]:
         """Runs that can share a pass."""

@@ -26,6 +26,7 @@ from paceline.drafters.ngram import NGram
 from paceline.drafters.none import NoDraft
 from paceline.drafters.pearl import Pearl
 from paceline.drafters.quantised import Quantised
+from paceline.drafters.rapid import Rapid
 from paceline.drafters.recycling import Recycling
 from paceline.drafters.rest import Rest
 from paceline.drafters.sjd import SJD
@@ -131,6 +132,7 @@ CHAINS: dict[str, Make] = {
     "del that stops": lambda: Del(layer=3, length=3, memory=0.5),
     "easyspec": lambda: EasySpec(TabularModel(DRAFT, VOCABULARY, name="draft"), length=2, confidence=0.0),
     "easyspec, not calibrated": lambda: EasySpec(group=2, length=2, confidence=0.0, calibrate=False),
+    "rapid": lambda: Rapid(chunk=1, query=1, retrieved=2, length=2, confidence=0.0),
     "draft that stops early": lambda: DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), confidence=0.5),
 }
 TREES: dict[str, Make] = {

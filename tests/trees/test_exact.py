@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from exact.cases import DRAFT, POLICIES, PROMPT, TARGET, VOCABULARY, engine_of
@@ -14,6 +16,7 @@ from paceline.specs import parse
 from paceline.testing import TabularModel, allowing, autoregressive, decoded, distance, random_table
 from paceline.testing.laws import Decoded, Text
 from paceline.testing.tabular import Table
+from paceline.trees import Growth
 
 ENGINE = engine_of()
 SAMPLED = Pipeline((), greedy=False)
@@ -85,6 +88,18 @@ def test_the_law_of_a_policy_is_kept(name: str, policy: str, length: int) -> Non
 @pytest.mark.parametrize("name", ["dyspec by level", "rsd_c", "rsd_s"])
 def test_the_law_is_kept_whatever_the_draft(name: str, table: Table) -> None:
     assert distance(run(name, "recursive", 3, table=table).law, wanted(3)) < 1e-9
+
+
+def test_the_proof_sees_draws_that_are_not_independent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number for all siblings of a node: the second is a function of the first."""
+
+    def shared(growth: Growth, node: int) -> Any:
+        chance, step = growth.sequence.chance, growth.sequence.generated
+        return lambda weights, rank: chance.categorical(weights, step + growth.depths[node], ("draft", step, node))
+
+    monkeypatch.setattr(Growth, "_draw", shared)
+    tables = [random_table(VOCABULARY, seed=seed) for seed in range(30, 36)]
+    assert max(distance(run("rsd_c", "recursive", 2, table=table).law, wanted(2)) for table in tables) > 1e-3
 
 
 def test_every_tree_is_proven() -> None:
