@@ -62,6 +62,8 @@ DRAFTERS: tuple[str, ...] = (
     "del(layer=1, length=3, memory=0.5, threshold=false)",
     "easyspec(confidence=0)",
     "easyspec(model='{draft}', group=2, length=2, calibrate=false)",
+    "rapid(model='{draft}', confidence=0)",
+    "rapid(chunk=4, query=3, retrieved=8, length=3, confidence=0)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
     "auto(draft=draft(model='{draft}'))",
