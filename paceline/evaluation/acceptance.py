@@ -36,8 +36,8 @@ from paceline.verifiers.siblings import ROUNDING
 #: Largest linear programme, in variables; most cases of refused draws that are enumerated; cases sampled instead.
 PROGRAMME, ENUMERATED, SAMPLES = 20_000, 256, 64
 #: Nodes of the quadrature and how far they reach, prefixes tried, and the least mass outside a set that is resolved.
-NODES, REACH, PREFIXES, OUTSIDE = 72, 3.6, 24, 1e-9
-#: Probability up to which a token's chance to be drawn is neglected inside a set.
+NODES, REACH, PREFIXES, OUTSIDE = 72, 3.6, 24, 1e-18
+#: Share of the probability outside a set up to which a token inside it is neglected.
 FAINT = 1e-6
 
 
@@ -216,7 +216,7 @@ def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
     """
     if outside == 0:
         return float(int((q > 0).sum()) >= k)
-    support = q[q > FAINT]
+    support = q[q > FAINT * outside]
     if len(support) < k or outside < OUTSIDE:
         return 0.0
     logs, weights = _quadrature()
