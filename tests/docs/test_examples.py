@@ -19,7 +19,10 @@ def blocks(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["docs/verifiers.md", "docs/caches.md", "docs/trees.md", "docs/retrieval.md", "README.md"])
+PAGES = ("verifiers", "caches", "trees", "retrieval", "views")
+
+
+@pytest.mark.parametrize("page", [*(f"docs/{page}.md" for page in PAGES), "README.md"])
 def test_examples_run(page: str) -> None:
     for block in blocks(page):
         if "/models/" not in block:
