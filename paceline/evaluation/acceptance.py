@@ -185,23 +185,22 @@ def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") ->
 
 
 def _least_distinct(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
-    """min of `p(H) - Q(H)` over prefixes, k draws without replacement: first at even steps of mass, then between the
-    neighbours of the best one."""
+    """min of `p(H) - Q(H)` over prefixes, k draws without replacement: first at even steps of mass and of tokens, then
+    ever closer between the neighbours of the best one."""
     inside, behind = p.cumsum(-1), torch.cat([q.flip(-1).cumsum(-1).flip(-1)[1:], q.new_zeros(1)])
-    known: dict[int, float] = {}
-
-    def best(ends: torch.Tensor) -> int:
+    mass, known = (p + q).cumsum(-1), dict[int, float]()
+    quantiles = torch.searchsorted(mass, torch.linspace(0, float(mass[-1]), PREFIXES, dtype=mass.dtype))
+    ends = torch.cat([quantiles.clamp(max=len(q) - 1), torch.linspace(0, len(q) - 1, PREFIXES).round().long()])
+    while True:
         for end in ends.unique().tolist():
-            known[end] = float(inside[end]) - inside_distinct(q[: end + 1], float(behind[end]), k)
-        return min(known, key=known.__getitem__)
-
-    mass = (p + q).cumsum(-1)
-    steps = torch.linspace(0, float(mass[-1]), PREFIXES, dtype=mass.dtype)
-    chosen = best(torch.searchsorted(mass, steps).clamp(max=len(q) - 1) if len(q) > PREFIXES else torch.arange(len(q)))
-    ends = sorted(known)
-    at = ends.index(chosen)
-    low, high = ends[max(at - 1, 0)], ends[min(at + 1, len(ends) - 1)]
-    return p.new_tensor(known[best(torch.linspace(low, high, min(high - low + 1, PREFIXES)).round().long())])
+            if end not in known:
+                known[end] = float(inside[end]) - inside_distinct(q[: end + 1], float(behind[end]), k)
+        tried = sorted(known)
+        at = tried.index(min(known, key=known.__getitem__))
+        low, high = tried[max(at - 1, 0)], tried[min(at + 1, len(tried) - 1)]
+        ends = torch.linspace(low, high, min(high - low + 1, PREFIXES)).round().long()
+        if all(end in known for end in ends.tolist()):
+            return p.new_tensor(known[tried[at]])
 
 
 def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
