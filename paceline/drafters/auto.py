@@ -39,6 +39,9 @@ from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 
 clock = time.perf_counter
+#: What fills the places that nobody filled, by shape. A small tree of the pocket draft model brings more than a chain.
+POCKET = {"tree": "draft(tree=rsd_s(width=2), budget=7)", "chain": "draft(length=12)"}
+TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
 #: Steps after which an observation weighs half.
@@ -169,17 +172,18 @@ class Auto(Ensemble):
 
     Attributes:
         copy: a drafter that copies from the text; none: leave it out.
-        table: a drafter that remembers successors; none: leave it out.
         draft: a drafter that takes time, such as a model; `pocket`: the pocket draft model, if it has the target's
             vocabulary; none: leave it out.
+        table: a drafter that remembers successors; `spare`: token recycling, where there is no `draft`; none: leave it
+            out.
         most: most drafted tokens a step.
         explore: how far an arm's index lies above its mean; 0: never try what looks worse.
         shape: "tree", or "chain" for verifiers and models that need one.
     """
 
-    copy: Any = "ngram(confidence=0.05, length=32)"
-    table: Any = "recycling"
+    copy: Any = "ngram(min_ngram=2, confidence=0.05, length=32)"
     draft: Any = "pocket"
+    table: Any = "spare"
     most: int = 31
     explore: float = 0.15
     shape: str = "tree"
@@ -191,21 +195,21 @@ class Auto(Ensemble):
             raise BadRequest(f"auto(explore={self.explore}): a number of at least 0 is needed")
         if self.shape not in ("tree", "chain"):
             raise BadRequest(f"auto(shape={self.shape!r}): 'tree' or 'chain' is allowed")
-        table = (
-            "recycling(template='0 00 000 0000')" if self.shape == "chain" and self.table == "recycling" else self.table
-        )
-        chosen = [spec for spec in (self.copy, table) if spec is not None]
-        self.members = tuple(built(spec) for spec in chosen)
-        if self.draft not in (None, "pocket"):
-            self.members += (built(self.draft),)
+        own = [spec for spec in (self.copy, self.table, self.draft) if spec not in (None, "spare", "pocket")]
+        self.members = tuple(built(spec) for spec in own)
         wrong = [type(m).__name__ for m in self.members if m.shape == "tree" and self.shape == "chain"]
         if wrong:
             raise BadRequest(f"auto(shape='chain'): {wrong[0]} as configured drafts trees")
 
     def attach(self, target: CausalModel) -> None:
         super().attach(target)
-        if self.draft == "pocket" and (model := _pocket_draft(target)) is not None:
-            self.members += (model,)
+        pocket = _pocket_draft(self.shape, target) if self.draft == "pocket" else None
+        if pocket is not None:
+            self.members += (pocket,)
+        elif self.table == "spare" and self.draft in (None, "pocket"):
+            table = built(TABLE[self.shape])
+            table.attach(target)
+            self.members += (table,)
         self._costs: PassCosts = target.costs
         self._spare = target.spare
         self._seconds: list[float] = [0.0] * len(self.members)
@@ -292,9 +296,9 @@ class Auto(Ensemble):
         return int(np.argmax([gain / self._costs(rows * (n + 1)) for n, gain in enumerate(np.asarray(gains))]))
 
 
-def _pocket_draft(target: CausalModel) -> Drafter | None:
+def _pocket_draft(shape: str, target: CausalModel) -> Drafter | None:
     """The pocket draft model, if it can serve this target."""
-    drafter = built("draft(length=12)")
+    drafter = built(POCKET[shape])
     try:
         drafter.attach(target)
     except PacelineError:

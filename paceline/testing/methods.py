@@ -66,8 +66,8 @@ DRAFTERS: tuple[str, ...] = (
     "rapid(chunk=4, query=3, retrieved=8, length=3, confidence=0)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "turns(ngram, draft(model='{draft}', confidence=0))",
-    "auto(draft=draft(model='{draft}'))",
-    "auto(copy=none, table=none, draft=draft(model='{draft}', confidence=0), most=2, shape=chain)",
+    "auto(draft=draft(model='{draft}'), table=recycling)",
+    "auto(copy=none, draft=draft(model='{draft}', confidence=0), most=2, shape=chain)",
 )
 #: Drafters that need the tokenizers of both models.
 TEXT = ("translate",)

@@ -158,7 +158,7 @@ def test_batches_with_every_member_are_exact() -> None:
     draft = DraftModel(llama(seed=3, layers=1), fast=False)
     engine = engine_of(module)
     engine.model.costs = PassCosts({1: 1.0, 64: 2.0})
-    chooser = Auto(draft=draft)
+    chooser = Auto(draft=draft, table="recycling")
     wanted = [generated(module, prompt, 40) for prompt in PROMPTS]
     for result, tokens in zip(results(engine, PROMPTS, drafter=chooser, max_new_tokens=40), wanted, strict=True):
         assert result.tokens == tokens[: len(result.tokens)]

@@ -50,7 +50,7 @@ BRANCHING = (
     "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
     "aded",
     "aded(datastore='{datastore}', adapt=tail, iterations=20, length=2, nodes=7)",
-    "auto(draft=draft(model='{draft}'))",
+    "auto(draft=draft(model='{draft}'), table=recycling)",
 )
 CHAINS_ONLY = tuple(spec for spec in VERIFIERS if parse(spec).name in ("rejection", "block", "lenient", "bild"))
 #: Verifiers that meet every policy; the others see only what policies make of the scores, and meet the busiest one.
