@@ -46,7 +46,7 @@ DRAFTERS: tuple[str, ...] = (
     "copyspec(gamma=1, copy=4, fallback=draft(model='{draft}', confidence=0))",
     "prediction(fallback=ngram)",
     "prediction(fallback=draft(model='{draft}', confidence=0), resume=unique)",
-    "aggressive(confidence=0)",
+    "aggressive(confidence=0, fallback=ngram)",
     "aggressive(resume=nearest, ngram=1, fallback=ngram)",
     "quantised",
     "quantised(bits=4, length=2, confidence=0)",
