@@ -15,7 +15,7 @@ from paceline.models.loading import load_model
 from tests.drafters.support import PROMPTS, generated, llama, results, start
 from tests.views.support import PASSES, engine_of, model_of, tapering
 
-LENGTH = {"max_new_tokens": 24, "ignore_eos": True}
+LENGTH: dict[str, Any] = {"max_new_tokens": 16, "ignore_eos": True}
 
 
 def accepted(engine: Engine, drafter: Any, **options: Any) -> int:
@@ -26,7 +26,7 @@ def accepted(engine: Engine, drafter: Any, **options: Any) -> int:
 @pytest.mark.parametrize("knobs", [{}, {"group": 2, "exact": 1}, {"group": 9, "calibrate": False}])
 def test_text_equals_transformers(path: str, knobs: dict[str, Any]) -> None:
     expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
-    found = results(engine_of(path, EasySpec(confidence=0.0, **knobs), max_rows=3), PROMPTS, max_new_tokens=24)
+    found = results(engine_of(path, EasySpec(confidence=0.0, length=4, **knobs), max_rows=3), PROMPTS, max_new_tokens=24)
     assert [result.tokens for result in found] == expected
 
 
@@ -34,8 +34,8 @@ def test_groups_of_one_are_the_plain_draft_model() -> None:
     engine = engine_of("module", "none", max_rows=2)
     draft = llama(layers=4, seed=0)
     for options in ({}, {"temperature": 0.8, "verifier": "rejection"}):
-        plain = results(engine, PROMPTS, drafter=DraftModel(draft, confidence=0.0, fast=False), **LENGTH, **options)
-        grouped = results(engine, PROMPTS, drafter=EasySpec(draft, group=1, confidence=0.0), **LENGTH, **options)
+        plain = results(engine, PROMPTS, drafter=DraftModel(draft, length=3, confidence=0.0, fast=False), **LENGTH, **options)
+        grouped = results(engine, PROMPTS, drafter=EasySpec(draft, group=1, length=3, confidence=0.0), **LENGTH, **options)
         assert [r.tokens for r in grouped] == [r.tokens for r in plain]
         assert [r.stats.accepted_at for r in grouped] == [r.stats.accepted_at for r in plain]
 
@@ -47,7 +47,7 @@ def test_calibration_keeps_the_cache_exact(calibrate: bool) -> None:
     engine = engine_of("module", drafter, max_rows=2)
     sequence = start(engine, PROMPTS[2], **LENGTH)
     errors = []
-    while sequence.generated < 18:
+    while sequence.generated < 12:
         engine.decoder.step()
         row, fresh = sequence.drafts.row, engine.model.new_cache(1)
         engine.model.prefill(fresh, fresh.allocate(), sequence.tokens[: row.trunk])

@@ -23,7 +23,7 @@ from tests.views.support import LAYERS, PASSES, model_of, scored, tapering
 #: Each at a setting that leaves much out.
 HARD = {
     "unified": "unified(speedup=2)",
-    "skipdecode": "skipdecode(least=2, span=8)",
+    "skipdecode": "skipdecode(least=2, span=6)",
     "skipdecode in the prompt": "skipdecode(least=1, most=4, span=6, warm=0)",
     "ffn_skip": "ffn_skip(similarity=-1, cap=0.6, cold=1, warm=1)",
 }
@@ -109,20 +109,18 @@ def test_every_drafter_batch_and_seed_says_what_the_view_says(name: str, path: s
     engine = load(path, HARD[name], max_rows=3)
     whole = load(path, None)
     for options in ({}, {"temperature": 0.9, "seed": 4}):
-        settings: dict[str, Any] = {"max_new_tokens": 18, "ignore_eos": True, **options}
+        settings: dict[str, Any] = {"max_new_tokens": 10, "ignore_eos": True, **options}
         alone = [engine.generate(prompt, **settings).tokens for prompt in PROMPTS]
         assert alone != [whole.generate(prompt, **settings).tokens for prompt in PROMPTS]
-        for drafter in ("none", "ngram(candidates=3, confidence=0)", "recycling"):
+        for drafter in ("none", "ngram(candidates=3, confidence=0, length=4)", "quantised(length=2, confidence=0)"):
             assert [r.tokens for r in results(engine, PROMPTS, drafter=drafter, **settings)] == alone
-    if path == "fused" or name != "ffn_skip":
-        assert [r.tokens for r in results(engine, PROMPTS, drafter="quantised(confidence=0)", **settings)] == alone
 
 
 @pytest.mark.parametrize("path", PASSES)
 @pytest.mark.parametrize("name", HARD)
 def test_cells_that_were_not_written_are_never_read(name: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell starts with a value that would be noticed."""
-    options: dict[str, Any] = {"max_new_tokens": 18, "ignore_eos": True, "drafter": "recycling", "logprobs": 1}
+    options: dict[str, Any] = {"max_new_tokens": 10, "ignore_eos": True, "drafter": "recycling", "logprobs": 1}
     clean = results(load(path, HARD[name], max_rows=3), PROMPTS, **options)
     zeros = TrieCache.zeros
     monkeypatch.setattr(TrieCache, "zeros", lambda cache, *shape: zeros(cache, *shape).fill_(1e3))
