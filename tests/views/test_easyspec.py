@@ -26,16 +26,19 @@ def accepted(engine: Engine, drafter: Any, **options: Any) -> int:
 @pytest.mark.parametrize("knobs", [{}, {"group": 2, "exact": 1}, {"group": 9, "calibrate": False}])
 def test_text_equals_transformers(path: str, knobs: dict[str, Any]) -> None:
     expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
-    found = results(engine_of(path, EasySpec(confidence=0.0, length=4, **knobs), max_rows=3), PROMPTS, max_new_tokens=24)
+    engine = engine_of(path, EasySpec(confidence=0.0, length=4, **knobs), max_rows=3)
+    found = results(engine, PROMPTS, max_new_tokens=24)
     assert [result.tokens for result in found] == expected
 
 
 def test_groups_of_one_are_the_plain_draft_model() -> None:
     engine = engine_of("module", "none", max_rows=2)
     draft = llama(layers=4, seed=0)
-    for options in ({}, {"temperature": 0.8, "verifier": "rejection"}):
-        plain = results(engine, PROMPTS, drafter=DraftModel(draft, length=3, confidence=0.0, fast=False), **LENGTH, **options)
-        grouped = results(engine, PROMPTS, drafter=EasySpec(draft, group=1, length=3, confidence=0.0), **LENGTH, **options)
+    knobs: dict[str, Any] = {"length": 3, "confidence": 0.0}
+    for choice in ({}, {"temperature": 0.8, "verifier": "rejection"}):
+        options = {**LENGTH, **choice}
+        plain = results(engine, PROMPTS, drafter=DraftModel(draft, fast=False, **knobs), **options)
+        grouped = results(engine, PROMPTS, drafter=EasySpec(draft, group=1, **knobs), **options)
         assert [r.tokens for r in grouped] == [r.tokens for r in plain]
         assert [r.stats.accepted_at for r in grouped] == [r.stats.accepted_at for r in plain]
 
