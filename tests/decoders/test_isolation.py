@@ -116,7 +116,11 @@ FAULTS: dict[str, dict[str, Any]] = {
     **{
         f"policy, {where}": {"pipeline": Pipeline((FailingPolicy(where),), greedy=greedy)}
         for where, greedy in [
-            ("start", True), ("advance", True), ("transform", False), ("is_final", False), ("no token", True),
+            ("start", True),
+            ("advance", True),
+            ("transform", False),
+            ("is_final", False),
+            ("no token", True),
             ("wrong shape", False),
         ]
     },
