@@ -25,6 +25,7 @@ class Judged:
         nodes: where each token of `run` was chosen: `path`, and nodes behind it.
         states: the policy's state after each token of `run`.
         rows: `[N + 1, V]` policy scores at every node.
+        peeked: on the host, flat float64: what the drafter asked for.
     """
 
     path: list[int]
@@ -32,6 +33,7 @@ class Judged:
     nodes: list[int]
     states: list[tuple[Any, ...]]
     rows: torch.Tensor
+    peeked: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Question:
         peaks: `[N + 1]` best policy score of every node.
         answer: flat, still on the device: the token chosen at every node, or all log-distributions.
         chosen: which of the two.
+        peeked: flat, still on the device: what the drafter asked for.
     """
 
     rows: torch.Tensor
@@ -51,6 +54,11 @@ class Question:
     peaks: torch.Tensor
     answer: torch.Tensor
     chosen: bool
+    peeked: torch.Tensor
+
+    @property
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        return self.peaks, self.answer, self.peeked
 
 
 def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> list[Judged | Exception]:
@@ -60,7 +68,7 @@ def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> li
         for i, (sequence, tree) in enumerate(zip(sequences, trees, strict=True))
     ]
     asked = [question for question in questions if isinstance(question, Question)]
-    wanted = [scores.logits.amax(-1), *(part for question in asked for part in (question.peaks, question.answer))]
+    wanted = [scores.logits.amax(-1), *(part for question in asked for part in question.parts)]
     # Everything the host needs leaves the device in one transfer.
     host = iter(torch.cat([part.double() for part in wanted]).cpu().split([len(part) for part in wanted]))
     finite = next(host).isfinite().tolist()
@@ -68,7 +76,8 @@ def judge(sequences: Seq[Sequence], trees: Seq[TokenTree], scores: Scores) -> li
     for i, (sequence, tree, question) in enumerate(zip(sequences, trees, questions, strict=True)):
         verdict: Judged | Exception
         if isinstance(question, Question):
-            verdict = _attempt(_conclude, sequence, tree, question, next(host), next(host), scores.of(i))
+            parts = [next(host) for _ in question.parts]
+            verdict = _attempt(_conclude, sequence, tree, question, *parts, scores.of(i))
         else:
             verdict = question
         if not all(finite[scores.starts[i] : scores.starts[i + 1]]):
@@ -98,7 +107,10 @@ def _ask(sequence: Sequence, tree: TokenTree, logits: torch.Tensor) -> Question:
         answer = verifier.choose(rows, [sequence.chance] * len(tree), positions).reshape(len(tree))
     else:
         answer, chosen = rows.log_softmax(-1).flatten(), False
-    return Question(rows, states, rows.amax(-1), answer, chosen)
+    peeked = sequence.drafter.peek(sequence, tree, logits, rows)
+    return Question(
+        rows, states, rows.amax(-1), answer, chosen, rows.new_empty(0) if peeked is None else peeked.flatten()
+    )
 
 
 def _conclude(
@@ -107,6 +119,7 @@ def _conclude(
     question: Question,
     peaks: torch.Tensor,
     answer: torch.Tensor,
+    peeked: torch.Tensor,
     logits: torch.Tensor,
 ) -> Judged:
     verifier, chance, position = sequence.verifier, sequence.chance, sequence.generated
@@ -122,7 +135,7 @@ def _conclude(
         raise BadRequest("policies: they leave no token that may come next; loosen one of them")
     run = [*(int(tree.tokens[node]) for node in path[1:]), verdict.bonus]
     after = sequence.pipeline.advance(question.states[last], verdict.bonus, question.rows[last])
-    judged = Judged(path, run, path, [*(question.states[node] for node in path[1:]), after], question.rows)
+    judged = Judged(path, run, path, [*(question.states[node] for node in path[1:]), after], question.rows, peeked)
     return _unverified(sequence, judged, verdict.behind, logits) if verdict.behind else judged
 
 
@@ -145,4 +158,4 @@ def _unverified(sequence: Sequence, judged: Judged, behind: Seq[int], logits: to
         run.append(text[-1])
         nodes.append(node)
         rows[node] = row[0]
-    return Judged(judged.path, run, nodes, states, rows)
+    return Judged(judged.path, run, nodes, states, rows, judged.peeked)

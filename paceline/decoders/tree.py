@@ -207,7 +207,7 @@ class TreeDecoder:
         accepted = min(len(verdict.path) - 1, len(run))
         sequence.stats.record(int(tree.depth.max()), tree.drafted, accepted, len(run))
         path = verdict.path[: accepted + 1]
-        return Outcome(sequence, tree, logits, path, run, verdict.rows, scores.hidden_of(i)), ending
+        return Outcome(sequence, tree, logits, path, run, verdict.rows, scores.hidden_of(i), verdict.peeked), ending
 
     def _tell_drafters(self, outcomes: list[Outcome]) -> None:
         for drafter, group in _by_drafter(outcomes, lambda outcome: outcome.sequence):

@@ -218,7 +218,7 @@ class Auto(Ensemble):
     def shared(self) -> Notes:
         count = len(self.members)
         forms, trusts = [form.hint() for form in self._forms], [Trust() for _ in range(count)]
-        return Notes([None] * count, [None] * count, forms, trusts, reach=self._spare)
+        return Notes([None] * count, [None] * count, forms=forms, trusts=trusts, reach=self._spare)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}

@@ -36,6 +36,7 @@ class Outcome:
         tokens: emitted tokens, after trimming: the accepted ones and the bonus token.
         scores: `[len(tree), V]` the policy's scores at every node, each with the history of its own path.
         hidden: `{layer: [len(tree), d]}` the target's states at every node that enter the layers its drafter taps.
+        peeked: on the host, flat float64: what the drafter's `peek` asked for.
     """
 
     sequence: Sequence
@@ -45,6 +46,7 @@ class Outcome:
     tokens: list[int]
     scores: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    peeked: torch.Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.float64))
 
 
 class Drafter(ABC):
@@ -74,6 +76,21 @@ class Drafter(ABC):
             sequences: those that chose this drafter.
             budget: for each, the most drafted nodes and the greatest depth that can be used.
         """
+
+    def peek(
+        self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor | None:
+        """Numbers that it will want on the host, computed on the device before anything of the step is known there.
+
+        They leave with the step's one transfer and come back as `Outcome.peeked`; asking later means to wait again.
+
+        Args:
+            sequence: one of its own.
+            tree: what is being scored.
+            logits: `[len(tree), V]` float32 raw target logits, on the model's device.
+            scores: `[len(tree), V]` the policy's scores.
+        """
+        return None
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
         """The target's logits at every scored node, accepted or not."""

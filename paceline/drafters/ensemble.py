@@ -6,8 +6,10 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import torch
 
 from paceline import registry
 from paceline.drafters.base import Drafter, Outcome
@@ -21,10 +23,11 @@ Budget = tuple[int, int]
 
 @dataclass
 class Shared:
-    """One sequence's states of all drafters, and what each proposed in the step at hand."""
+    """One sequence's states of all drafters, what each proposed in the step at hand, and how much each peeks at."""
 
     states: list[Any]
     trees: list[TokenTree | None]
+    sizes: list[int] = field(default_factory=list)
 
 
 class Ensemble(Drafter):
@@ -52,8 +55,22 @@ class Ensemble(Drafter):
     @abstractmethod
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]: ...
 
+    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        parts: list[torch.Tensor] = []
+        for i, member in enumerate(self.members):
+            with self._view(i, [sequence]):
+                part = member.peek(sequence, tree, logits, scores)
+            parts.append(logits.new_empty(0) if part is None else part.flatten())
+        sequence.drafts.sizes = [len(part) for part in parts]
+        return torch.cat([part.double() for part in parts])
+
     def observe(self, outcomes: Seq[Outcome]) -> None:
-        self._each([o.sequence for o in outcomes], lambda member: member.observe(outcomes))
+        sequences = [outcome.sequence for outcome in outcomes]
+        parts = [outcome.peeked.split(outcome.sequence.drafts.sizes) for outcome in outcomes]
+        for i, member in enumerate(self.members):
+            own = [replace(outcome, peeked=part[i]) for outcome, part in zip(outcomes, parts, strict=True)]
+            with self._view(i, sequences):
+                member.observe(own)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         sequences = [outcome.sequence for outcome in outcomes]

@@ -152,16 +152,16 @@ class Lookahead(Drafter):
             for sequence, (nodes, depth) in zip(sequences, budget, strict=True)
         ]
 
-    def observe(self, outcomes: Seq[Outcome]) -> None:
+    def peek(
+        self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor | None:
         # A step that another drafter led says nothing of this window.
-        own = [outcome for outcome in outcomes if outcome.tree is outcome.sequence.drafts.tree]
-        asked = [outcome.scores[outcome.sequence.drafts.last].argmax(-1) for outcome in own]
-        if not asked:
-            return
-        # Everything the host needs leaves the device in one transfer.
-        host = torch.cat(asked).cpu().split([len(part) for part in asked])
-        for outcome, row in zip(own, host, strict=True):
-            self._move(outcome.sequence, outcome.tree.root, row.numpy())
+        return scores[sequence.drafts.last].argmax(-1) if tree is sequence.drafts.tree else None
+
+    def observe(self, outcomes: Seq[Outcome]) -> None:
+        for outcome in outcomes:
+            if outcome.tree is outcome.sequence.drafts.tree:
+                self._move(outcome.sequence, outcome.tree.root, outcome.peeked.long().numpy())
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         for outcome in outcomes:

@@ -142,14 +142,14 @@ class Recycling(Drafter):
             for tokens, (nodes, depth) in zip(filled, budget, strict=True)
         ]
 
+    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return logits.topk(min(self.top, logits.shape[-1])).indices
+
     def observe(self, outcomes: Seq[Outcome]) -> None:
-        if not outcomes:
-            return
-        top = min(self.top, outcomes[0].logits.shape[-1])
-        best = torch.cat([outcome.logits.topk(top).indices for outcome in outcomes])
-        # Where a token is assigned twice NumPy keeps the last value, as the paper wants.
-        tokens = np.concatenate([outcome.tree.tokens for outcome in outcomes])
-        self.table[tokens, :top] = best.cpu().numpy()
+        for outcome in outcomes:
+            best = outcome.peeked.view(len(outcome.tree), -1).numpy()
+            # Where a token is assigned twice NumPy keeps the last value, as the paper wants.
+            self.table[outcome.tree.tokens, : best.shape[1]] = best
 
     def _paths(self) -> list[str]:
         if self.template is None:

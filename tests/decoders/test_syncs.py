@@ -41,10 +41,11 @@ class OnDevice(torch.Tensor):
         ("ngram", "spectr", 1),
         ("ngram", "typical", 1),
         ("ngram", "synthetic", 1),
-        ("recycling", "coupled", 2),
+        ("recycling", "coupled", 1),
+        ("turns(ngram, recycling)", "coupled", 1),
         ("jacobi", "coupled", 2),
         ("sjd", "rejection", 2),
-        ("lookahead", "coupled", 2),
+        ("lookahead", "coupled", 1),
     ],
 )
 @pytest.mark.parametrize("temperature", [0.0, 0.8])

@@ -28,9 +28,11 @@ def draft(drafter: Lookahead, sequence: Any, nodes: int = 99, depth: int = 99) -
 
 
 def tell(drafter: Lookahead, sequence: Any, tree: TokenTree, best: list[int], tokens: list[int]) -> None:
-    sequence.tokens += tokens
     scores = torch.nn.functional.one_hot(torch.tensor(best), 100).float()
-    outcome = Outcome(sequence, tree, scores, [0], tokens, scores)
+    peeked = drafter.peek(sequence, tree, scores, scores)
+    sequence.tokens += tokens
+    known = torch.empty(0) if peeked is None else peeked
+    outcome = Outcome(sequence, tree, scores, [0], tokens, scores, peeked=known.double())
     drafter.observe([outcome])
     drafter.commit([outcome])
 

@@ -29,8 +29,9 @@ def draft(drafter: Recycling, root: int, nodes: int = 99, depth: int = 99) -> To
     return drafter.propose([SimpleNamespace(tokens=[root])], [(nodes, depth)])[0]  # type: ignore[list-item]
 
 
-def outcome(tree: TokenTree, logits: torch.Tensor) -> Outcome:
-    return Outcome(None, tree, logits, [0], [1])  # type: ignore[arg-type]
+def outcome(drafter: Recycling, tree: TokenTree, logits: torch.Tensor) -> Outcome:
+    peeked = drafter.peek(None, tree, logits, logits).flatten().double()  # type: ignore[arg-type]
+    return Outcome(None, tree, logits, [0], [1], peeked=peeked)  # type: ignore[arg-type]
 
 
 # -- the template ---------------------------------------------------------------------------------------------
@@ -104,7 +105,7 @@ def test_a_template_without_branches_is_a_chain() -> None:
 def test_every_scored_node_rewrites_its_row() -> None:
     drafter = made(6, {}, top=3)
     logits = torch.tensor([[0.0, 5, 4, 3, 2, 1], [9.0, 8, 7, 0, 0, 1]])
-    drafter.observe([outcome(TokenTree.chain(4, [2]), logits)])
+    drafter.observe([outcome(drafter, TokenTree.chain(4, [2]), logits)])
     assert drafter.table[4].tolist() == [1, 2, 3]
     assert drafter.table[2].tolist() == [0, 1, 2]
     assert (drafter.table[[0, 1, 3, 5, 6]] == -1).all()
@@ -114,14 +115,16 @@ def test_the_last_of_equal_tokens_wins() -> None:
     drafter = made(6, {}, top=1)
     one_hot = torch.eye(6)
     tree = TokenTree(np.array([4, 2, 2, 4]), np.array([-1, 0, 0, 2]))
-    drafter.observe([outcome(tree, one_hot[[0, 1, 2, 3]]), outcome(TokenTree.chain(2, []), one_hot[[5]])])
+    drafter.observe(
+        [outcome(drafter, tree, one_hot[[0, 1, 2, 3]]), outcome(drafter, TokenTree.chain(2, []), one_hot[[5]])]
+    )
     assert drafter.table[4].tolist() == [3]
     assert drafter.table[2].tolist() == [5]
 
 
 def test_fewer_tokens_than_successors() -> None:
     drafter = made(3, {}, top=5)
-    drafter.observe([outcome(TokenTree.empty(1), torch.tensor([[1.0, 3, 2]]))])
+    drafter.observe([outcome(drafter, TokenTree.empty(1), torch.tensor([[1.0, 3, 2]]))])
     assert drafter.table[1].tolist() == [1, 2, 0, -1, -1]
     assert draft(drafter, 1).tokens.tolist()[:4] == [1, 1, 2, 0]
 
