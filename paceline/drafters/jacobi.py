@@ -42,7 +42,7 @@ INITS = ("text", "random", "repeat")
 Guess = int | torch.Tensor
 
 
-class SelfDraft(Drafter):
+class Iterated(Drafter):
     """Base of drafters whose next guesses are what the target said at the guesses of the last pass."""
 
     drafts = frozenset({"shared", "fixed"})
@@ -50,28 +50,24 @@ class SelfDraft(Drafter):
     def begin(self, sequence: Sequence) -> None:
         sequence.drafts = []
 
+    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """What the host must know of the guess that follows each node, `[N + 1]` or `[N + 1, ...]` on the device."""
+        if sequence.pipeline.greedy or "shared" not in sequence.verifier.judges:
+            return scores.argmax(-1)
+        return sequence.chance.couple(scores, [sequence.generated + int(depth) for depth in tree.depth])
+
     def observe(self, outcomes: Seq[Outcome]) -> None:
-        asked = [self.ask(outcome, self.behind(outcome)) for outcome in outcomes]
-        # Everything the host needs leaves the device in one transfer.
-        host = torch.cat([part.flatten() for part in asked]).cpu().split([part.numel() for part in asked])
-        for outcome, part, answer in zip(outcomes, asked, host, strict=True):
-            outcome.sequence.drafts = self.guesses(answer.view(part.shape))
+        for outcome in outcomes:
+            said = outcome.peeked.view(len(outcome.tree), -1)
+            outcome.sequence.drafts = self.guesses(said[self.behind(outcome)])
 
     def behind(self, outcome: Outcome) -> list[int]:
         """The nodes under the last accepted one, always the first child: each says what may come one token later."""
         return outcome.tree.chain_below(outcome.path[-1])
 
-    def ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
-        """What the host must know of the guesses that follow some nodes, `[n]` or `[n, ...]` float64 on the device."""
-        scores, sequence = outcome.scores[nodes], outcome.sequence
-        if not nodes or sequence.pipeline.greedy or "shared" not in sequence.verifier.judges:
-            return scores.argmax(-1).double()
-        first = sequence.generated - len(outcome.tokens)
-        return sequence.chance.couple(scores, [first + int(outcome.tree.depth[node]) for node in nodes]).double()
-
-    def guesses(self, answer: torch.Tensor) -> list[Guess]:
-        """The guesses that an answer to `ask`, now on the host, stands for."""
-        return [int(token) for token in answer.tolist()]
+    def guesses(self, said: torch.Tensor) -> list[Guess]:
+        """The guesses that some rows of `peek`, `[n, ...]` float64 and now on the host, stand for."""
+        return [int(token) for token in said[:, 0].tolist()]
 
 
 @method(
@@ -83,7 +79,7 @@ class SelfDraft(Drafter):
     year=2023,
 )
 @dataclass(eq=False)
-class Jacobi(SelfDraft):
+class Jacobi(Iterated):
     """Jacobi decoding with early commit.
 
     Attributes:

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from paceline.drafters.base import Outcome
-from paceline.drafters.jacobi import SelfDraft
+from paceline.drafters.jacobi import Iterated
 from paceline.drafters.vocabulary import tokenizer_of
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -57,7 +57,7 @@ def placeholder_of(target: CausalModel, given: int | None) -> int:
     year=2024,
 )
 @dataclass(eq=False)
-class LexicalUnits(SelfDraft):
+class LexicalUnits(Iterated):
     """Drafting with placeholders.
 
     Attributes:

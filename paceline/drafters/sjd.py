@@ -30,7 +30,6 @@ from operator import itemgetter
 import numpy as np
 import torch
 
-from paceline.drafters.base import Outcome
 from paceline.drafters.jacobi import Guess, Jacobi
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
@@ -52,18 +51,17 @@ class SJD(Jacobi):
     init: str = "random"
     drafts = frozenset({"shared", "distinct", "replacement", "chains", "fixed"})
 
-    def ask(self, outcome: Outcome, nodes: list[int]) -> torch.Tensor:
-        sequence = outcome.sequence
+    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if sequence.pipeline.greedy or not _draws(sequence):
-            return super().ask(outcome, nodes)
-        return sequence.pipeline.distribution(outcome.scores[nodes].double())
+            return super().peek(sequence, tree, logits, scores)
+        return sequence.pipeline.distribution(scores.double())
 
-    def guesses(self, answer: torch.Tensor) -> list[Guess]:
-        if answer.dim() == 1:
-            return super().guesses(answer)
+    def guesses(self, said: torch.Tensor) -> list[Guess]:
+        if said.shape[-1] == 1:
+            return super().guesses(said)
         # A policy may leave no token behind a wrong one; there is no law then, and a fresh guess must do.
-        usable = answer.exp().sum(-1).isfinite().tolist()
-        return [row for row, _ in takewhile(itemgetter(1), zip(answer, usable, strict=True))]
+        usable = said.exp().sum(-1).isfinite().tolist()
+        return [row for row, _ in takewhile(itemgetter(1), zip(said, usable, strict=True))]
 
     def _chain(self, sequence: Sequence, guesses: Seq[Guess], count: int) -> TokenTree:
         laws = [guess for guess in guesses[:count] if isinstance(guess, torch.Tensor)]
