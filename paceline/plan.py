@@ -5,7 +5,8 @@ Each part says what it needs and what it offers; `plan` compares. Nothing in the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,11 +77,13 @@ def plan(model: Any, drafter: Drafter, verifier: Verifier, pipeline: Pipeline) -
             f"{model.name} cannot score a {drafter.shape}, which drafter {drafts.name!r} drafts"
             f"{_because(model, drafter.shape)}; it offers: {', '.join(sorted(model.offers))}"
         )
-    missing = {need for need in drafts.needs if need in ("hidden_states",)} - model.offers
-    if missing:
-        wanted = ", ".join(CAPABILITIES[need] for need in sorted(missing))
-        raise Unsupported(f"drafter {drafts.name!r} needs {wanted}, which {model.name} does not offer")
-    agreed(drafter, verifier)
+    for part, name in _parts(drafter):
+        found = _registration(part)
+        needs = found.needs & {"hidden_states"} if found is not None else frozenset()
+        if missing := needs - model.offers:
+            wanted = ", ".join(CAPABILITIES[need] for need in sorted(missing))
+            raise Unsupported(f"drafter {name!r} needs {wanted}, which {model.name} does not offer")
+        agreed(part, verifier)
     choice = "greedy" if pipeline.greedy else "sampled"
     if choice not in verifier.choices:
         raise Unsupported(
@@ -115,16 +118,30 @@ def _list(laws: Iterable[str]) -> str:
     return " or ".join(LAWS[law] for law in laws)
 
 
+def _parts(drafter: Drafter, owner: str = "") -> Iterator[tuple[Drafter, str]]:
+    """A drafter and all that it consists of, with their names; what has none of its own bears its owner's."""
+    found = _registration(drafter)
+    name = owner or type(drafter).__name__ if found is None else found.name
+    yield drafter, name
+    for member in drafter.members:
+        yield from _parts(member, name)
+
+
 def _name(part: object) -> str:
-    return next((m.name for m in registry.methods() if type(part) is m.cls), type(part).__name__)
+    found = _registration(part)
+    return type(part).__name__ if found is None else found.name
 
 
 def method_of(part: object) -> registry.Method:
     """The registration of a part's class. Raises `Unsupported` for an unregistered class."""
-    for found in registry.methods():
-        if type(part) is found.cls:
-            return found
-    raise Unsupported(f"{type(part).__name__} is not a registered method; decorate its class with @method")
+    found = _registration(part)
+    if found is None:
+        raise Unsupported(f"{type(part).__name__} is not a registered method; decorate its class with @method")
+    return found
+
+
+def _registration(part: object) -> registry.Method | None:
+    return next((found for found in registry.methods() if type(part) is found.cls), None)
 
 
 def _views(model: Any) -> list[registry.Method]:
@@ -136,6 +153,12 @@ def _views(model: Any) -> list[registry.Method]:
 def _weakest(*guarantees: Guarantee) -> Guarantee:
     order = [Guarantee.LOSSLESS, Guarantee.GREEDY, Guarantee.LOSSY]
     return max(guarantees, key=order.index)
+
+
+def _drafting(drafter: Drafter, verifier: Verifier, pipeline: Pipeline) -> str:
+    """What it drafts; of what consists of others, they say what they draw."""
+    tokens = LAWS["fixed" if pipeline.greedy else agreed(drafter, verifier)]
+    return f"Drafts a {drafter.shape}" + ("." if drafter.members else f" of tokens that are {tokens}.")
 
 
 def _describe(
@@ -151,7 +174,6 @@ def _describe(
     views = _views(model)
     parts = (*views, verifies, drafts)
     weakest = _weakest(*(part.guarantee for part in parts))
-    tokens = LAWS["fixed" if pipeline.greedy else agreed(drafter, verifier)]
     law = {
         Guarantee.LOSSLESS: "lossless: the text has exactly the policy's distribution",
         Guarantee.GREEDY: "greedy: exact for greedy decoding",
@@ -163,7 +185,11 @@ def _describe(
         f"target    {model.name}",
         *(f"view      {model.rule}: {view.summary}" for view in views),
         f"policy    {policies}, then {choice}",
-        f"drafter   {drafts.name}: {drafts.summary} Drafts a {drafter.shape}, tokens {tokens}.",
+        f"drafter   {drafts.name}: {drafts.summary} {_drafting(drafter, verifier, pipeline)}",
+        *(
+            f"          {name}: {_drafting(part, verifier, pipeline)}"
+            for part, name in itertools.islice(_parts(drafter), 1, None)
+        ),
         f"verifier  {verifies.name}: {verifies.summary}",
         f"guarantee {law}",
     )

@@ -18,6 +18,8 @@ def explain(
     top_p: o.TopP = None,
     min_p: o.MinP = None,
     policy: o.Policies = None,
+    prediction: o.Prediction = None,
+    view: o.View = None,
     as_json: o.Json = False,
     dtype: o.Dtype = None,
     device: o.Device = None,
@@ -26,6 +28,7 @@ def explain(
     allow_pickle: o.Pickle = False,
 ) -> None:
     """Print what a combination of parts would do, or the sentence saying why it cannot."""
+    expected = o.prediction(prediction)
     engine = o.load_engine(
         model,
         drafter=drafter,
@@ -36,8 +39,9 @@ def explain(
         max_rows=1,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        view=view,
     )
-    plan = engine.explain(temperature=temperature, **o.policies(top_k, top_p, min_p, policy))
+    plan = engine.explain(temperature=temperature, **o.policies(top_k, top_p, min_p, policy), **expected)
     if as_json:
         typer.echo(json.dumps({"guarantee": plan.guarantee.value, "lines": list(plan.lines)}))
     else:

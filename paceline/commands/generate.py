@@ -32,12 +32,14 @@ def generate(
     seed: Annotated[int, typer.Option("--seed", help="Equal seeds give equal texts.")] = 0,
     n: Annotated[int, typer.Option("--n", help="Number of samples.")] = 1,
     logprobs: Annotated[int | None, typer.Option("--logprobs", help="List tokens with this many alternatives.")] = None,
+    prediction: o.Prediction = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour accepted, rejected and bonus tokens.")
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Say where tokens and time came from.")] = False,
     as_json: o.Json = False,
+    view: o.View = None,
     dtype: o.Dtype = None,
     device: o.Device = None,
     inflated: o.Inflated = None,
@@ -48,6 +50,7 @@ def generate(
 ) -> None:
     """Continue a prompt and print the text as it is generated."""
     text = o.read_prompt(prompt, file)
+    expected = o.prediction(prediction)
     engine = o.load_engine(
         model,
         drafter=drafter,
@@ -59,8 +62,11 @@ def generate(
         fast=fast,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
+        view=view,
     )
-    settings: dict[str, Any] = o.policies(top_k, top_p, min_p, policy) | {
+    settings: dict[str, Any] = {
+        **o.policies(top_k, top_p, min_p, policy),
+        **expected,
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
         "stop": tuple(stop or ()),

@@ -21,6 +21,13 @@ TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from the k mos
 TopP = Annotated[float | None, typer.Option("--top-p", help="Sample from the most likely mass p.")]
 MinP = Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the best.")]
 Policies = Annotated[list[str] | None, typer.Option("--policy", "-p", help="A further policy's spec; may be repeated.")]
+Prediction = Annotated[
+    str | None,
+    typer.Option("--prediction", help="File with the expected output; it saves time, never changes the text."),
+]
+View = Annotated[
+    str | None, typer.Option("--view", help="Run part of the model, which changes the text: 'unified(speedup=2)', ...")
+]
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, bfloat16, float16 or float64 [default: the fastest].")
 ]
@@ -61,17 +68,31 @@ def policies(top_k: int | None, top_p: float | None, min_p: float | None, specs:
 def read_prompt(prompt: str | None, file: str | None) -> str:
     """The prompt's text from the argument, a file, or standard input. Raises `BadRequest`."""
     import sys
-    from pathlib import Path
 
     if prompt is not None and prompt != "-" and file is not None:
         raise BadRequest("prompt: given both as an argument and with --file; give one of them")
+    if file is not None:
+        return read_text("prompt", file)
+    if prompt is not None and prompt != "-":
+        return prompt
+    if sys.stdin.isatty():
+        raise BadRequest("prompt: none given; write it after the command, use --file, or pipe it in")
     try:
-        if file is not None:
-            return Path(file).expanduser().read_text(encoding="utf-8")
-        if prompt is not None and prompt != "-":
-            return prompt
-        if sys.stdin.isatty():
-            raise BadRequest("prompt: none given; write it after the command, use --file, or pipe it in")
         return sys.stdin.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"prompt: {file or 'standard input'} cannot be read: {error}") from error
+        raise BadRequest(f"prompt: standard input cannot be read: {error}; UTF-8 text is needed") from error
+
+
+def read_text(name: str, file: str) -> str:
+    """What a file says; `name` is the option that named it. Raises `BadRequest`."""
+    from pathlib import Path
+
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{name}: {file!r} cannot be read: {error}; a file of UTF-8 text is needed") from error
+
+
+def prediction(file: str | None) -> dict[str, Any]:
+    """The engine's argument for a file with the expected output; none where no file was given. Raises `BadRequest`."""
+    return {} if file is None else {"prediction": read_text("prediction", file)}

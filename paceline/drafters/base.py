@@ -56,6 +56,8 @@ class Drafter(ABC):
     shape: str = "chain"
     #: Laws that its tokens can follow (see `paceline.plan.LAWS`); `paceline.plan.agreed` says which one is wanted.
     drafts: frozenset[str] = frozenset({"fixed"})
+    #: Drafters that it consists of, if any; each follows a law of its own choosing.
+    members: tuple[Drafter, ...] = ()
     #: Layers whose states it wants with every outcome (0: embeddings; L: after the last norm); may be set by `attach`.
     taps: tuple[int, ...] = ()
 

@@ -39,6 +39,7 @@ class Settings:
     data: str | None = None
     limit: int | None = None
     max_new_tokens: int = 128
+    view: str | None = None
     dtype: str | None = None
     device: str | None = None
     repeats: int = 1
@@ -78,7 +79,19 @@ class Settings:
 
 
 #: Settings under which samples of one report must agree.
-FIXED = ("model", "max_new_tokens", "dtype", "device", "batch", "seed", "verifier", "policies", "fresh", "assistant")
+FIXED = (
+    "model",
+    "view",
+    "max_new_tokens",
+    "dtype",
+    "device",
+    "batch",
+    "seed",
+    "verifier",
+    "policies",
+    "fresh",
+    "assistant",
+)
 
 
 def run(
@@ -149,7 +162,8 @@ class _Size:
         inflated = None if size == AS_IS else size
         kind: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "inflated": inflated}
         empty = _resident(None)
-        self.engine = Engine.load(settings.model, max_rows=settings.batch, drafter=own.PLAIN, **kind)
+        own_kind = {**kind, "view": settings.view}  # transformers runs all of the model
+        self.engine = Engine.load(settings.model, max_rows=settings.batch, drafter=own.PLAIN, **own_kind)
         model = self.engine.model
         loaded = resident(model.device)
         found, skipped = own.methods(self.engine, list(settings.drafters), settings.verifier, settings.policies)
@@ -163,7 +177,7 @@ class _Size:
         if peers.chosen(settings.peers):
             self._add_peers(kind)
         report.sizes[size] = SizeInfo(
-            label=size if inflated is None else f"{size}, inflated",
+            label=_label(settings, size),
             inflated=inflated is not None,
             parameters=model.nbytes // model.module.dtype.itemsize,
             weight_bytes=model.nbytes,
@@ -297,6 +311,12 @@ class _Checker:
             prompt, model = (batch.prompts[place], self.model) if batch else ((), None)
             self._known[known] = difference(name, prompt, other, reference, model)
         return self._known[known]
+
+
+def _label(settings: Settings, size: str) -> str:
+    """A size for people: whether it is inflated, and which view Paceline's side follows."""
+    inflated = "" if size == AS_IS else ", inflated"
+    return f"{size}{inflated}" + (f", Paceline by the view {settings.view}" if settings.view is not None else "")
 
 
 def _resident(device: Any) -> int:

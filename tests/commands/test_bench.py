@@ -110,6 +110,18 @@ def test_sampling_batches_and_warm_drafters(run: Run, tiny: str, tmp_path: Path)
     assert "transformers prompt lookup" in report["skipped"]
 
 
+def test_a_view_is_measured_and_marked(run: Run, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    words = ("--drafters", "ngram", "--peers", "none", "--view", "unified(speedup=1)", "--json", str(path))
+    result = run("bench", "-m", tiny, *words, *WORDS)
+    assert result.exit_code == 0, result.output
+    report = json.loads(path.read_text())
+    assert {about["guarantee"] for about in report["methods"].values()} == {"lossy"}
+    assert "view unified(speedup=1)" in report["sizes"]["pocket"]["label"]
+    wrong = run("bench", "--resume", str(path), "--view", "unified(speedup=1.5)")
+    assert "view 'unified(speedup=1)', not" in wrong.stderr
+
+
 def test_texts_of_a_verifier_that_draws_anew_are_not_compared(run: Run, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     words = ("--drafters", "ngram", "--verifier", "rejection", "--peers", "none", "-t", "0.8", "--json", str(path))

@@ -71,6 +71,25 @@ def test_echo_and_stop(run: Run, tiny: str, expected: str) -> None:
     assert run("generate", TEXT, "-m", tiny, "--stop", stop, *FAST).stdout == expected[: expected.index(stop)] + "\n"
 
 
+def test_a_prediction_saves_passes_and_leaves_the_text(run: Run, tmp_path: Path) -> None:
+    words = ("generate", "def add(a, b):", "-d", "none", "--json", *FAST)
+    plain = json.loads(run(*words).stdout)
+    (tmp_path / "expected.txt").write_text(plain["text"])
+    told = json.loads(run(*words, "--prediction", str(tmp_path / "expected.txt")).stdout)
+    assert told["tokens"] == plain["tokens"]
+    assert told["stats"]["forward_passes"] < plain["stats"]["forward_passes"]
+
+
+def test_a_view_is_run_and_named(run: Run, tiny: str, expected: str, tmp_path: Path) -> None:
+    neutral = run("generate", TEXT, "-m", tiny, "--view", "unified(speedup=1)", *FAST)
+    assert neutral.stdout == expected + "\n"
+    found = json.loads(run("explain", "-m", tiny, "--view", "unified(speedup=1)", "--json").stdout)
+    assert found["guarantee"] == "lossy"
+    (tmp_path / "expected.txt").write_text(expected)
+    shown = run("explain", "-m", tiny, "-d", "ngram", "--prediction", str(tmp_path / "expected.txt")).stdout
+    assert "drafter   prediction" in shown
+
+
 def test_statistics_go_to_standard_error(run: Run, tiny: str, expected: str) -> None:
     result = run("generate", TEXT, "-m", tiny, "--stats", *FAST)
     assert result.stdout == expected + "\n"

@@ -27,6 +27,9 @@ CASES = {
     "unknown device": (["--device", "gpu"], "device: 'gpu' is unknown"),
     "no rows": (["--max-rows", "0"], "max_rows: 0 is not allowed"),
     "not a number": (["--seed", "x"], "valid integer"),
+    "unknown view": (["--view", "unfied"], "did you mean 'unified'"),
+    "a view that skips too much": (["--view", "unified(speedup=9)"], "unified(speedup=9"),
+    "no such prediction": (["--prediction", "/nowhere/text"], "prediction: '/nowhere/text' cannot be read"),
     "no such option": (["--colour"], "No such option"),
     "no such file": (["--file", "/nowhere/prompt.txt"], "given both as an argument and with --file"),
 }
