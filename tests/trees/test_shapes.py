@@ -363,19 +363,3 @@ def test_the_prediction_learns_from_outcomes() -> None:
     tree.threshold = 0.4
     shorter, _ = grown(tree, lambda prefix: torch.tensor([0.9, 0.1]).log().double(), nodes=9, depth=9)
     assert shorter.drafted < longer.drafted
-
-
-def test_an_oracle_pays_no_more_than_the_best_fixed_length() -> None:
-    """Modelled time per token, when the acceptance of every token is known: draft passes and a target's pass."""
-    generator, passes, runs = np.random.default_rng(0), (0.1, 1.0), 400
-    contexts = generator.beta(2, 0.7, size=(runs, 20))
-
-    def cost(lengths: list[int]) -> float:
-        drafted = sum(lengths) * passes[0] + runs * passes[1]
-        gained = sum(1 + np.cumprod(row[:n]).sum() for row, n in zip(contexts, lengths, strict=True))
-        return float(drafted / gained)
-
-    def stopped(threshold: float) -> list[int]:
-        return [int(next((n for n in range(1, 20) if 1 - row[:n].prod() > threshold), 20)) for row in contexts]
-
-    assert min(cost(stopped(h)) for h in np.linspace(0.1, 0.9, 17)) <= min(cost([n] * runs) for n in range(1, 21))
