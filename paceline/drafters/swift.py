@@ -12,7 +12,11 @@ of the prompt's keys and values. The set of every second layer comes first; a be
 ends above `max_score`, after `patience` sets without gain, or after `tries` in all. Its passes are part of the drafting
 time in the statistics. The drafter keeps its set for later requests, so give tasks of different kinds a drafter each.
 
-The published method can add the most likely siblings at every depth; here a draft is a chain.
+A draft is a chain. With `siblings` it is a tree: at every depth the chain's token, of probability p under the draft,
+gets siblings until there are 3, 5, 8 or 10 candidates for p above 0.95, above 0.8, above 0.5 or below (1, 3, 5 or 10
+where text is sampled). Under the budget of a step the chain comes first, then the siblings that promise most. The paper
+takes the most likely ones; here they follow the law that drafter and verifier agreed on, as those of every tree do, and
+nothing but what was already drawn decides how many there are, so the output's law is kept.
 
 Paper: Xia et al., "SWIFT: On-the-Fly Self-Speculative Decoding for LLM Inference Acceleration", 2024.
 """
@@ -22,11 +26,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
+import torch
 
 from paceline.caches import Row, TrieCache
 from paceline.drafters.base import Outcome
+from paceline.drafters.draft import CHAIN_LAWS, Run
 from paceline.drafters.selfdraft import SelfDraft, check_knobs
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.causal import CausalModel
@@ -34,11 +41,17 @@ from paceline.models.views import Skip, require_views
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
+from paceline.trees.growth import Growth
 
 #: Every so many sets one is chosen by the Gaussian process, the best of so many random ones.
 EVERY, CANDIDATES = 25, 256
 #: Variance of a score that does not come from the set, relative to that which does.
 _NOISE = 1e-2
+#: Candidates at a depth, greedily and where text is sampled, by the chain's token's probability: above the first entry.
+WIDTHS = ((0.95, 3, 1), (0.8, 5, 3), (0.5, 8, 5), (0.0, 10, 10))
+#: What siblings can follow. To draw one of them twice would waste its place; and how many there will be, which "top"
+#: asks for, is not known when the first is drawn.
+TREE_LAWS = frozenset({"shared", "distinct", "fixed"})
 
 
 class Search:
@@ -120,6 +133,60 @@ class Bench:
     row: Row
 
 
+@dataclass(eq=False)
+class Spine(Run):
+    """A chain that gets siblings once it has ended.
+
+    Attributes:
+        nodes: most nodes of the tree.
+        growth: the tree, and `nodes_on` its nodes along the chain, the root first.
+    """
+
+    nodes: int = 0
+    growth: Growth = field(init=False)
+    nodes_on: list[int] = field(init=False, default_factory=lambda: [0])
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.growth = Growth(self.sequence, self.law, self.nodes, self.limit, WIDTHS[-1][1])
+        if not self.growth.open([0]):
+            self.limit = 0
+
+    def ask(self, logits: torch.Tensor) -> torch.Tensor:
+        answer = self.growth.ask(self.nodes_on[-1:], logits)
+        if not len(answer):
+            self.limit = 0
+        return answer
+
+    def take(self, answer: torch.Tensor, least: float) -> None:
+        growth = self.growth
+        growth.take(answer)
+        child = growth.draw(self.nodes_on[-1])
+        if child is None:
+            self.limit = 0
+            return
+        self.nodes_on.append(child)
+        self.tokens.append(growth.tokens[child])
+        self.odds.append(growth.odds[child])
+        self.pending = self.tokens[-1:]
+        if not self.odds[-1] >= least or not growth.open([child]):
+            self.limit = 0
+
+    def tree(self) -> TokenTree:
+        growth = self.growth
+        missing = {above: self._width(node) - 1 for above, node in pairwise(self.nodes_on)}
+        while missing := {node: count for node, count in missing.items() if count and growth.promise(node) > 0}:
+            node = max(missing, key=growth.promise)
+            missing[node] = missing[node] - 1 if growth.draw(node) is not None else 0
+        return growth.tree()
+
+    def _width(self, node: int) -> int:
+        """How many candidates there are beside a node of the chain, itself included."""
+        sure = self.growth.odds[node] / self.growth.odds[self.growth.parents[node]]
+        greedy, sampled = next((row[1:] for row in WIDTHS if sure > row[0]), WIDTHS[-1][1:])
+        return greedy if self.sequence.pipeline.greedy else sampled
+
+
 @method(
     name="swift",
     kind="drafter",
@@ -142,6 +209,7 @@ class Swift(SelfDraft):
         patience: ... after so many sets without gain.
         tries: ... after so many sets; 0: the first set stays.
         kappa: weight of uncertainty where the Gaussian process chooses.
+        siblings: draft a tree, with further candidates at every depth of the chain.
     """
 
     skip: float = 0.45
@@ -152,6 +220,9 @@ class Swift(SelfDraft):
     patience: int = 300
     tries: int = 1000
     kappa: float = 2.5
+    siblings: bool = False
+    shape: str = field(init=False, repr=False, default="chain")
+    drafts: frozenset[str] = field(init=False, repr=False, default=CHAIN_LAWS)
     search: Search = field(init=False, repr=False)
     _skipped: Skip = field(init=False, repr=False)
     _bench: Bench | None = field(init=False, repr=False, default=None)
@@ -165,6 +236,8 @@ class Swift(SelfDraft):
                 raise BadRequest(f"swift({name}={getattr(self, name)}): an integer of at least {least} is needed")
         if self.kappa < 0:
             raise BadRequest(f"swift(kappa={self.kappa}): a number of at least 0 is needed")
+        if self.siblings:
+            self.shape, self.drafts = "tree", TREE_LAWS
 
     def prepare(self, target: CausalModel) -> CausalModel:
         require_views(target, "drafter 'swift'")
@@ -193,6 +266,13 @@ class Swift(SelfDraft):
     def end(self, sequence: Sequence) -> None:
         if self._bench is not None and self._bench.sequence is sequence:
             self._bench = None
+
+    def _run(self, sequence: Sequence, nodes: int, depth: int) -> Run:
+        run = super()._run(sequence, nodes, depth)
+        if not self.siblings:
+            return run
+        nodes = nodes if run.limit else 0
+        return Spine(sequence, run.row, run.limit, run.state, run.pending, law=run.law, nodes=nodes)
 
     @property
     def searching(self) -> bool:

@@ -54,6 +54,7 @@ DRAFTERS: tuple[str, ...] = (
     "early_exit(layer=1, length=3, confidence=0)",
     "swift",
     "swift(skip=0.8, confidence=0, length=3, window=2, max_score=1.0)",
+    "swift(skip=0.3, confidence=0, length=4, tries=0, siblings=true)",
     "rest('{datastore}', shortest=1)",
     "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
     "aded",

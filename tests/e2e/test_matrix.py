@@ -50,6 +50,7 @@ BRANCHING = (
     "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
     "aded",
     "aded(datastore='{datastore}', adapt=tail, iterations=20, length=2, nodes=7)",
+    "swift(skip=0.3, confidence=0, length=4, tries=0, siblings=true)",
     "auto(draft=draft(model='{draft}'), table=recycling)",
 )
 CHAINS_ONLY = tuple(spec for spec in VERIFIERS if parse(spec).name in ("rejection", "block", "lenient", "bild"))

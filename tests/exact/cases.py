@@ -145,6 +145,7 @@ TREES: dict[str, Make] = {
     "suffix": Suffix,
     "rest": lambda: Rest(datastore(), shortest=1, confidence=0.0),
     "recycling": Recycling,
+    "swift with siblings": lambda: Swift(length=2, confidence=0.3, tries=0, siblings=True),
     "lookahead": lambda: Lookahead(window=2, ngram=3, guesses=2, nodes=6),
 }
 DRAFTERS: dict[str, Make] = {**CHAINS, **TREES}

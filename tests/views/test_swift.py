@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from paceline.drafters.swift import EVERY, Search, Swift
+from paceline.drafters.swift import EVERY, WIDTHS, Search, Swift
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.views import Skip
+from paceline.tree import TokenTree
 from tests.drafters.support import PROMPTS, generated, results, start
 from tests.views.support import LAYERS, PASSES, engine_of, tapering
 
@@ -34,6 +38,77 @@ def test_text_is_kept_while_sets_change(path: str) -> None:
     assert [result.tokens for result in found] == [generated(tapering(), prompt, 24) for prompt in PROMPTS]
     assert drafter.search.tried > 10
     assert 0 < sum(r.stats.accepted for r in found) < sum(r.stats.drafted for r in found)
+
+
+# -- siblings -------------------------------------------------------------------------------------------------
+
+
+def drafted(drafter: Swift, verifier: str = "coupled", **options: Any) -> tuple[TokenTree, TokenTree]:
+    """The chain and the tree that stand for the same text; the whole model drafts, so that odds are the target's."""
+    trees = []
+    for siblings in (False, True):
+        drafter = replace(drafter, siblings=siblings)
+        engine = engine_of("module", drafter, verifier=verifier, nodes=40)
+        drafter._skipped = Skip()
+        sequence = start(engine, PROMPTS[2], max_new_tokens=40, ignore_eos=True, **options)
+        engine.decoder.step()
+        engine.decoder.step()
+        with torch.inference_mode():
+            trees.append(drafter.propose([sequence], [(40, 40)])[0])
+    return trees[0], trees[1]
+
+
+@pytest.mark.parametrize(
+    ("verifier", "options", "column"),
+    [
+        ("coupled", {}, 1),
+        ("coupled", {"temperature": 0.7, "seed": 1}, 2),
+        ("recursive", {"temperature": 0.7, "seed": 1}, 2),
+    ],
+)
+def test_every_depth_has_its_candidates(verifier: str, options: dict[str, Any], column: int) -> None:
+    chain, tree = drafted(Swift(length=4, confidence=0.0, tries=0), verifier, **options)
+    assert chain.is_chain
+    spine = [0, *tree.chain_below(0)]
+    assert len(spine) == 5
+    if verifier == "coupled":
+        assert tree.tokens[spine].tolist() == chain.tokens.tolist()
+    for above, node in pairwise(spine):
+        sure = tree.odds[node] / tree.odds[above]
+        assert len(tree.children[above]) == next(row[column] for row in WIDTHS if sure > row[0])
+        assert len({*tree.tokens[tree.children[above]].tolist()}) == len(tree.children[above])
+    assert (tree.draws is None) == (verifier == "coupled")
+
+
+def test_the_chain_comes_first_then_what_promises_most() -> None:
+    _, whole = drafted(Swift(length=4, confidence=0.0, tries=0))
+    spine = whole.chain_below(0)
+    assert spine == [1, 2, 3, 4]
+    odds = whole.odds[5:].tolist()
+    assert odds == sorted(odds, reverse=True)
+
+
+@pytest.mark.parametrize("path", PASSES)
+def test_text_with_siblings_is_kept(path: str) -> None:
+    expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
+    engine = engine_of(path, Swift(window=4, confidence=0.3, siblings=True), max_rows=3, nodes=9)
+    found = results(engine, PROMPTS, max_new_tokens=24)
+    assert [result.tokens for result in found] == expected
+    chain = results(engine, PROMPTS, max_new_tokens=24, drafter=Swift(window=4, confidence=0.3))
+    assert sum(r.stats.forward_passes for r in found) < sum(r.stats.forward_passes for r in chain)
+    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.8, "seed": 3, "repetition_penalty": 1.2}
+    plain = [result.tokens for result in results(engine, PROMPTS, drafter="none", **options)]
+    assert [result.tokens for result in results(engine, PROMPTS, **options)] == plain
+
+
+def test_siblings_make_it_a_tree() -> None:
+    assert (Swift().shape, Swift(siblings=True).shape) == ("chain", "tree")
+    engine = engine_of("module", "none")
+    with pytest.raises(Unsupported, match="judges a chain, but drafter 'swift' as configured drafts a tree"):
+        engine.explain(drafter="swift(siblings=true)", verifier="rejection")
+
+
+# -- the search -----------------------------------------------------------------------------------------------
 
 
 def test_nothing_skipped_agrees_with_greedy_text() -> None:
