@@ -39,6 +39,8 @@ class TokenTree:
         draws: the laws of sampled nodes; `None` when every node is a point mass (deterministic draft).
         odds: `[N + 1]` float, the drafter's guess of the chance that a node is accepted, 1 at the root and never more
             than at the parent; `None` where it has none. Budgets are set by it, never what is accepted.
+        late: what was drawn as the last node's successor while the tree was being scored: the token, no node yet, and
+            its `[V]` log-law. A verifier that draws may try it before the bonus token.
 
     Raises:
         ValueError: if a parent does not precede its node.
@@ -48,6 +50,7 @@ class TokenTree:
     parents: np.ndarray
     draws: Draws | None = None
     odds: np.ndarray | None = None
+    late: tuple[int, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.tokens)

@@ -128,7 +128,8 @@ def _conclude(
     elif sequence.pipeline.greedy:
         verdict = verifier.verify_greedy(tree, answer.view(len(tree), -1))
     else:
-        verdict = verifier.verify(tree, answer.view(len(tree), -1), chance, position)
+        drawn = sequence.drafter.late(sequence, tree)
+        verdict = verifier.verify(drawn, answer.view(len(tree), -1), chance, position)
     path, last = verdict.path, verdict.path[-1]
     # Nodes off the path may be dead ends; a text must not go on from one.
     if not bool(peaks[path].isfinite().all()):

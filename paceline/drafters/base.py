@@ -94,6 +94,13 @@ class Drafter(ABC):
         """
         return None
 
+    def late(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
+        """The tree with what was drawn behind it while it was being scored (`TokenTree.late`).
+
+        Asked after the pass, and only where a verifier reads the laws of drawn tokens.
+        """
+        return tree
+
     def observe(self, outcomes: Seq[Outcome]) -> None:
         """The target's logits at every scored node, accepted or not."""
 

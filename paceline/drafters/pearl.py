@@ -10,11 +10,16 @@ be accepted. When the pass is judged,
 - otherwise the late draft is forgotten, and the next pass of the target scores the text alone, while the draft model
   writes `length` tokens behind it, of which the first is compared with what the target chooses ("pre-verify").
 
-So a round takes the longer of `length` draft passes and one target pass. Tokens are compared with the target's own
-choice, which never depends on them; with the shared noise of the coupled verifier they agree as often as submitted ones
-would. (Under a verifier with independent coins the paper tests a late draft's first token with a coin of its own; here
-it must equal the bonus token, which happens less often and is as exact.) What the thread drafts depends on the text and
-the seed, not on time: with `threads=false` the same tokens are drafted one after the other.
+So a round takes the longer of `length` draft passes and one target pass. How the late draft's first token x, drawn from
+q, meets the target's choice, which has the law p:
+
+- greedy or coupled: it is compared with it; with shared noise they agree as often as submitted tokens would;
+- under a verifier that draws: it is tried before the bonus token is drawn, with a coin of its own, accepted with
+  probability min(1, p(x) / q(x)), else the bonus is drawn from norm(max(p - q, 0)) (`TokenTree.late`).
+
+(The published code seeds by position, which on our reading gives the coin that accepted a token to the next test as
+well, and shifts the law. Here every test has its own.) What the thread drafts depends on the text and the seed, not on
+time: with `threads=false` the same tokens are drafted one after the other.
 
 On a single GPU the two models' work is queued in one stream and nothing is gained.
 
@@ -25,7 +30,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -143,6 +148,11 @@ class Pearl(ChainModel):
             else:
                 self._draft()
         return trees
+
+    def late(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
+        self._wait()
+        ahead, first = sequence.drafts, tree.drafted
+        return replace(tree, late=(ahead.tokens[first], ahead.laws[first])) if len(ahead.laws) > first else tree
 
     def end(self, sequence: Sequence) -> None:
         self._wait()

@@ -24,7 +24,7 @@ from paceline.chance import Chance
 from paceline.registry import Guarantee, method
 from paceline.tree import TokenTree
 from paceline.verifiers.base import Verdict, Verifier
-from paceline.verifiers.siblings import ROUNDING, Laws
+from paceline.verifiers.siblings import ROUNDING, Coins, Laws, sequential_rejection
 
 
 @method(
@@ -62,7 +62,11 @@ class Block(Verifier):
         # The key names the step: positions that are given up are judged again, by other coins.
         coins = (i for i in range(n, 0, -1) if chance.bernoulli(chances[i], position + i - 1, ("block", position)))
         kept = next(coins, 0)
-        return Verdict(list(range(kept + 1)), chance.categorical(residuals[kept], position + kept, "bonus"))
+        # A late token stands behind the last one.
+        behind = laws.siblings([kept]) if kept == n else []
+        index, rest = sequential_rejection(residuals[kept], behind, Coins(chance, position + kept))
+        bonus = chance.categorical(rest, position + kept, "bonus") if index is None else behind[index].token
+        return Verdict(list(range(kept + 1)), bonus)
 
     def residual(self, laws: Laws, node: int, prefix: float) -> torch.Tensor:
         """`[V]` weights of the token to draw if the chain is kept up to a node."""

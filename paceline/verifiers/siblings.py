@@ -37,7 +37,7 @@ class Sibling:
     """A drafted token that is up for acceptance.
 
     Attributes:
-        node, parent: its index and its parent's in the tree.
+        node, parent: its index and its parent's in the tree; the late token's index is the one behind the last node's.
         token: its token id.
         law: `[V]` float64, what it was drawn from given its earlier siblings; `None` for a token that was not drawn.
     """
@@ -117,7 +117,11 @@ class Laws:
         row, token = int(tree.draws.row[node]), int(tree.tokens[node])
         if row >= len(self._logq):
             raise ValueError(f"draft token {token} was drawn, but its law, number {row}, is missing")
-        law = self._logq[row].double().exp()
+        return self.checked(self._logq[row], token)
+
+    def checked(self, logq: torch.Tensor, token: int) -> torch.Tensor:
+        """The law of a drawn token from its `[V]` logarithm. Raises `ValueError` as `draft` does."""
+        law = logq.double().exp()
         mass = float(law.sum())
         if not abs(mass - 1) <= TOLERANCE:
             raise ValueError(f"the law of draft token {token} sums to {mass:.6g}; a distribution sums to 1")
@@ -126,12 +130,16 @@ class Laws:
         return law / mass
 
     def siblings(self, nodes: Sequence[int]) -> list[Sibling]:
-        """The children of some nodes with equal prefixes, in draw order."""
+        """The children of some nodes with equal prefixes, in draw order; behind them what was drawn late."""
         children = sorted(child for node in nodes for child in self.tree.children[node])
-        tree = self.tree
-        return [
+        tree, last = self.tree, self.tree.drafted
+        found = [
             Sibling(child, int(tree.parents[child]), int(tree.tokens[child]), self.draft(child)) for child in children
         ]
+        if tree.late is not None and last in nodes:
+            token, logq = tree.late
+            found.append(Sibling(last + 1, last, token, self.checked(logq, token)))
+        return found
 
 
 class SiblingVerifier(Verifier):
@@ -153,6 +161,8 @@ class SiblingVerifier(Verifier):
             index, rest = self.choose(laws.target(node), siblings, Coins(chance, at))
             if index is None:
                 return Verdict(tree.path(node), chance.categorical(rest, at, "bonus"))
+            if siblings[index].node == len(tree):  # the late token: no node yet, hence the step's last token
+                return Verdict(tree.path(node), siblings[index].token)
             node = siblings[index].node
             twins = [s.node for s in siblings[index:] if s.token == siblings[index].token]
             at += 1

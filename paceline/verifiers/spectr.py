@@ -117,7 +117,7 @@ class SpecTr(Verifier):
         while True:
             siblings = laws.siblings(alive)
             token = self.next_token(laws.target(alive[0]), siblings, chance, at)
-            agreeing = [sibling.node for sibling in siblings if sibling.token == token]
+            agreeing = [sibling.node for sibling in siblings if sibling.token == token and sibling.node < len(tree)]
             if not agreeing:
                 return Verdict(tree.path(alive[0]), token)
             alive, at = agreeing, at + 1

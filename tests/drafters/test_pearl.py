@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,8 +18,13 @@ from paceline.drafters.draft import DraftModel
 from paceline.drafters.pearl import THREAD, Pearl
 from paceline.drafters.turns import Turns
 from paceline.errors import BadRequest
+from paceline.evaluation.acceptance import coupled
 from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
-from paceline.testing.running import finish
+from paceline.testing.laws import Decoded
+from paceline.testing.running import finish, submit
+from paceline.testing.tabular import Table
+from paceline.verifiers.rejection import Rejection
+from paceline.verifiers.siblings import Laws
 from tests.drafters.support import PROMPTS, engine_of, generated, llama, results, start
 
 MODULE = llama(seed=0, layers=2)
@@ -100,30 +107,115 @@ def test_a_perfect_draft_is_submitted_without_a_pause() -> None:
         assert stats.forward_passes == 1 + 24 // 4
 
 
+P, Q = (torch.tensor(law, dtype=torch.float64) for law in ([0.5, 0.3, 0.2], [0.2, 0.5, 0.3]))
+
+
+def tried(target: Table, draft: Table, verifier: str) -> Decoded:
+    """Three tokens, drafts of two: only if the first token is the late draft's is its second one submitted."""
+
+    def make() -> Pearl:
+        return Pearl(TabularModel(draft, VOCABULARY, name="draft"), length=2, threads=False)
+
+    return decoded(tabular(target), PROMPT, 3, make, registry.build("verifier", verifier), POLICIES["none"]())
+
+
+@pytest.mark.parametrize(
+    "verifier",
+    ["rejection", "block", "recursive", "specinfer", "spectr", "optimal", "lenient(lenience=1)", "coupled"],
+)
+def test_the_first_late_token_is_tried_by_the_verifiers_own_rule(verifier: str) -> None:
+    result = tried(lambda prefix: P.log(), lambda prefix: Q.log(), verifier)
+    rate = coupled(P[None], Q[None]) if verifier == "coupled" else P.minimum(Q).sum()
+    assert result.drafted == pytest.approx(float(rate), abs=1e-9)
+
+
+@pytest.mark.parametrize("verifier", ["block", "recursive", "specinfer", "spectr", "optimal", "lenient(lenience=1)"])
+def test_late_tokens_keep_the_law(verifier: str) -> None:
+    wanted = autoregressive(tabular().model, POLICIES["none"](), PROMPT, 3)
+    assert distance(tried(TARGET, DRAFT, verifier).law, wanted) < 1e-9
+
+
+def test_the_proof_sees_a_late_token_that_is_taken_unseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Laws, "checked", lambda laws, logq, token: torch.eye(VOCABULARY).double()[token] * 1e-9)
+    wanted = autoregressive(tabular().model, POLICIES["none"](), PROMPT, 3)
+    assert distance(tried(TARGET, DRAFT, "rejection").law, wanted) > 1e-3
+
+
+# -- what a round costs ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class Clock:
+    """Simulated time of the main thread, and of the drafting thread while it runs."""
+
+    now: float = 0.0
+    late: float = 0.0
+    drafting: bool = False
+
+    def spend(self, seconds: float) -> None:
+        if self.drafting:
+            self.late += seconds
+        else:
+            self.now += seconds
+
+
+class TimedModel(TabularModel):
+    """A model of one law whose every pass takes a given time."""
+
+    def __init__(self, law: torch.Tensor, clock: Clock, seconds: float) -> None:
+        super().__init__(lambda prefix: law.log(), len(law), context=300, name="timed")
+        self.clock, self.seconds = clock, seconds
+
+    def score(self, *args: Any, **options: Any) -> Any:
+        self.clock.spend(self.seconds)
+        return super().score(*args, **options)
+
+
+class TimedPearl(Pearl):
+    """Its thread begins at the main thread's time; who waits for it goes on at the later of both."""
+
+    clock = Clock()
+
+    def _draft(self) -> None:
+        self.clock.late, self.clock.drafting = self.clock.now, True
+        super()._draft()
+        self.clock.drafting = False
+
+    def _wait(self) -> None:
+        super()._wait()
+        self.clock.now = max(self.clock.now, self.clock.late)
+
+
+def rounds(parallel: bool, agreement: float, draft_pass: float, length: int = 4) -> list[float]:
+    """Times of all steps after the prompt's, by a clock on which a pass of the target takes 1."""
+    clock, share = Clock(), agreement / 2
+    target = TimedModel(torch.tensor([0.5, 0.5, 0, 0]).double(), clock, 1.0)
+    model = TimedModel(torch.tensor([share, share, 1 - agreement, 0]).double(), clock, draft_pass)
+    drafter: Any = DraftModel(model, length=length, confidence=0)
+    if parallel:
+        drafter = TimedPearl(model, length=length, threads=False)
+        drafter.clock = clock
+    engine = Engine(target, drafter="none", nodes=2 * length)
+    submit(engine, [1], drafter=drafter, verifier=Rejection(), max_new_tokens=120, temperature=1.0, seed=3)
+    times = []
+    while engine.decoder.busy:
+        engine.decoder.step()
+        times.append(clock.now)
+    return [after - before for before, after in itertools.pairwise(times)]
+
+
+@pytest.mark.parametrize("draft_pass", [0.1, 0.25, 0.4])
+def test_a_round_takes_the_longer_of_both_sides(draft_pass: float) -> None:
+    parallel, plain = rounds(True, 0.8, draft_pass), rounds(False, 0.8, draft_pass)
+    # Towards the end little of the text is left to draft.
+    assert parallel[:-4] == pytest.approx([max(4 * draft_pass, 1.0)] * (len(parallel) - 4))
+    assert plain[:-4] == pytest.approx([4 * draft_pass + 1.0] * (len(plain) - 4))
+
+
 @pytest.mark.parametrize("agreement", [0.5, 0.8, 0.95])
-def test_a_round_takes_the_longer_of_both_sides(agreement: float) -> None:
-    """By a clock on which a pass of the target takes as long as `length` passes of the draft."""
-    vocabulary, length, tokens = 40, 4, 120
-
-    def right(prefix: tuple[int, ...]) -> torch.Tensor:
-        row = torch.full((vocabulary,), -9.0, dtype=torch.float64)
-        row[(7 * prefix[-1] + len(prefix)) % vocabulary] = 9.0
-        return row
-
-    def mostly(prefix: tuple[int, ...]) -> torch.Tensor:
-        wrong = hash((prefix[-1], len(prefix), 5)) % 1000 >= 1000 * agreement
-        return right(prefix).roll(1) if wrong else right(prefix)
-
-    def passes(drafter: DraftModel | Pearl) -> int:
-        engine = Engine(TabularModel(right, vocabulary, context=300), drafter=drafter, nodes=9)
-        return engine.generate([1], max_new_tokens=tokens).stats.forward_passes
-
-    draft = TabularModel(mostly, vocabulary, context=300, name="draft")
-    target_pass = 1.0
-    parallel = passes(Pearl(draft, length=length)) * max(target_pass, length * target_pass / length)
-    plain = passes(DraftModel(draft, length=length, confidence=0)) * 2 * target_pass
-    assert parallel <= plain
-    assert parallel <= tokens
+def test_it_takes_no_longer_than_drafting_in_turn(agreement: float) -> None:
+    """Equal lengths of drafts, independent coins, and a draft that takes as long to write as to judge."""
+    assert sum(rounds(True, agreement, 0.25)) <= sum(rounds(False, agreement, 0.25))
 
 
 def test_its_cache_equals_a_fresh_pass() -> None:
