@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any, overload
@@ -19,17 +19,13 @@ from paceline.drafters.prediction import Prediction
 from paceline.errors import BadRequest
 from paceline.models.loading import load_model, load_tokenizer
 from paceline.plan import Plan, plan
-from paceline.policies.base import Pipeline, Policy
-from paceline.policies.temperature import Temperature
+from paceline.policies.base import Pipeline
 from paceline.requests import Event, Request, Result, Sampling
 from paceline.sequence import Sequence
+from paceline.settings import build_pipeline, settings_of
 from paceline.specs import parse
 from paceline.text import Detokenizer
 from paceline.verifiers.base import Verifier
-
-#: Order in which policies given as keyword arguments run within a stage, as in transformers.
-ORDER = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_SAMPLING = tuple(Sampling.__dataclass_fields__)
 
 
 class Engine:
@@ -165,7 +161,7 @@ class Engine:
         **options: Any,
     ) -> Request:
         """A checked request, ready for `submit`. Arguments as in `generate`. Raises `BadRequest`, `Unsupported`."""
-        settings = self._settled(_sampling(sampling, options))
+        settings = self._settled(settings_of(sampling, options))
         chosen = self._drafter_for(settings, drafter)
         judge = self._verifier if verifier is None else self._part("verifier", verifier)
         plan(self.model, chosen, judge, self.pipeline(settings))
@@ -184,7 +180,7 @@ class Engine:
         self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any
     ) -> Plan:
         """The plan of a combination. Raises `BadRequest` or `Unsupported` with the sentence saying why not."""
-        settings = self._settled(_sampling(sampling, options))
+        settings = self._settled(settings_of(sampling, options))
         chosen = self._drafter_for(settings, drafter)
         judge = self._verifier if verifier is None else self._part("verifier", verifier)
         return plan(self.model, chosen, judge, self.pipeline(settings))
@@ -337,37 +333,3 @@ class Engine:
 def _most(model: Any) -> int:
     """Most drafted tokens by default: none for a model to which each costs a pass."""
     return 6 * model.spare + 1 if model.spare else 0
-
-
-def build_pipeline(sampling: Sampling) -> Pipeline:
-    """Policies of some settings, in order: keyword arguments in the order of `ORDER`, then `policies` as given."""
-    by_argument = {m.argument: m for m in registry.methods("policy") if m.argument}
-    policies: list[Policy] = []
-    for name in sorted(sampling.options, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER)):
-        if name not in by_argument:
-            raise BadRequest(f"argument {registry.suggest(name, [*_SAMPLING, *by_argument, 'drafter', 'verifier'])}")
-        value = sampling.options[name]
-        if value is not None:
-            found = by_argument[name]
-            policies.append(registry.construct(found, {registry.fields(found)[0]: value}))
-    greedy = sampling.temperature == 0
-    if not greedy:
-        policies.insert(0, registry.build("policy", f"temperature({float(sampling.temperature)!r})"))
-    extra = [p if isinstance(p, Policy) else registry.build("policy", p) for p in sampling.policies]
-    if any(isinstance(p, Temperature) for p in extra):
-        raise BadRequest("policies: temperature has an argument of its own; give temperature= instead")
-    policies += extra
-    return Pipeline.of(policies, greedy)
-
-
-def _sampling(base: Sampling | None, options: Mapping[str, Any]) -> Sampling:
-    values = {name: getattr(base, name) for name in _SAMPLING} if base is not None else {}
-    extra = dict(values.pop("options", {}))
-    for name, value in options.items():
-        if name == "policies":
-            values[name] = (value,) if isinstance(value, str | Policy) else tuple(value)
-        elif name in _SAMPLING and name != "options":
-            values[name] = value
-        else:
-            extra[name] = value
-    return Sampling(options=extra, **values)

@@ -169,7 +169,8 @@ def construct(found: Method, options: Mapping[str, object]) -> Any:
 
 def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
     if len(spec.positional) > len(names):
-        raise BadRequest(f"{found.name}: {len(spec.positional)} values given for {', '.join(names)}")
+        known = ", ".join(names) or "none"
+        raise BadRequest(f"{found.name}: {len(spec.positional)} values given; its options are {known}")
     options: dict[str, object] = dict(zip(names, spec.positional, strict=False))
     for name, value in spec.options.items():
         if name not in names:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paceline.commands import options as o
+from paceline.commands.outputs import check
 from paceline.errors import BadRequest
 
 
@@ -32,13 +33,12 @@ def acceptance(
     Target and draft read the same texts; their laws at some positions are what verifiers would judge. Rates are exact
     for each pair but for shared noise with k > 1 and the later of many siblings without replacement: those are sampled.
     """
-    for path in (json_file, markdown_file, plot_file):
-        if path is not None and not path.resolve().parent.is_dir():
-            raise BadRequest(f"{path}: there is no folder {str(path.resolve().parent)!r}")
+    check(json=json_file, markdown=markdown_file, plot=plot_file)
     for name, value in (("positions", positions), ("limit", limit), ("longest", longest - 1)):
         if value < 1:
-            raise BadRequest(f"{name}: too small; at least {2 if name == 'longest' else 1} is needed")
-    warm = [_number(part) for part in temperatures.split(",") if part.strip()]
+            least = 2 if name == "longest" else 1
+            raise BadRequest(f"{name}: {value + least - 1} is not allowed; at least {least} is needed")
+    warm = [_number(part) for part in temperatures.split(",")]
     o.hush()
     import torch
 
@@ -47,7 +47,7 @@ def acceptance(
     from paceline.evaluation.workloads import load
     from paceline.models.loading import load_model, load_tokenizer
 
-    s.check(warm, most, plot_file)
+    s.check(warm, most)
     prompts, missing = load([name.strip() for name in workloads.split(",")], data, limit)
     if not prompts:
         raise BadRequest(f"workloads: {'; '.join(missing.values()) or 'none given'}")
@@ -72,4 +72,4 @@ def _number(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise BadRequest(f"temperatures: {text.strip()!r} is no number") from None
+        raise BadRequest(f"temperatures: {text.strip()!r} is not a number; numbers above 0 are needed") from None

@@ -158,6 +158,10 @@ def _run(
     progress = Progress(Console(stderr=True, highlight=False))
     try:
         return run(Settings(**values), progress, earlier, lambda report: _keep(report, file))
+    except KeyboardInterrupt:
+        if file is not None and file.exists():
+            typer.secho(f"\nInterrupted; {file} has what was measured, --resume {file} goes on.", fg="yellow", err=True)
+        raise
     finally:
         progress.close()
 

@@ -20,7 +20,7 @@ PROMPT = "bz2.BZ2File.write"
 def demo(
     drafter: o.Drafter = "auto",
     inflated: Annotated[str, typer.Option(help="Size at which the pocket model runs; none: as it is.")] = "100m",
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", help="Length of the text.")] = 96,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Length of the text.")] = 96,
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each contestant.")] = 3,
 ) -> None:
     """Complete code from a file the model has never seen, and compare with transformers on the same weights."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from paceline.commands import options as o
+from paceline.errors import BadRequest
 
 if TYPE_CHECKING:
     from paceline.api import Engine
@@ -49,6 +50,8 @@ def generate(
     allow_pickle: o.Pickle = False,
 ) -> None:
     """Continue a prompt and print the text as it is generated."""
+    if show_drafts and (as_json or n > 1):
+        raise BadRequest("show-drafts: colours one text as it is written; leave out --json and --n")
     text = o.read_prompt(prompt, file)
     expected = o.prediction(prediction)
     engine = o.load_engine(
@@ -78,7 +81,7 @@ def generate(
     if as_json:
         _print_json(engine, _results(engine, text, settings))
     elif n > 1:
-        _print_samples(_results(engine, text, settings), stats)
+        _print_samples(engine, _results(engine, text, settings), stats)
     else:
         _print_stream(engine, text, settings, show_drafts, stats)
 
@@ -123,8 +126,8 @@ def _logprob(engine: Engine, entry: TokenLogprob) -> dict[str, Any]:
     }
 
 
-def _print_samples(results: list[Result], stats: bool) -> None:
-    from paceline.commands.breakdown import print_stats
+def _print_samples(engine: Engine, results: list[Result], stats: bool) -> None:
+    from paceline.commands.breakdown import print_logprobs, print_stats
     from paceline.requests import Stats
 
     total = Stats()
@@ -133,6 +136,8 @@ def _print_samples(results: list[Result], stats: bool) -> None:
         typer.echo(result.text)
         if result.error is not None:
             raise result.error
+        if result.logprobs is not None:
+            print_logprobs(engine.tokenizer, result.logprobs)
         total.add(result.stats)
     if stats:
         print_stats(total, f"{len(results)} samples")

@@ -49,11 +49,13 @@ def load_engine(model: str, **options: Any) -> Engine:
 
 
 def hush() -> None:
-    """Keep progress bars and advice of transformers out of the terminal."""
+    """Keep progress bars and advice of transformers and its hub client out of the terminal."""
+    from huggingface_hub.utils import logging as hub
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()
 
 
 def policies(top_k: int | None, top_p: float | None, min_p: float | None, specs: list[str] | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,9 +26,36 @@ Plot = Annotated[Path | None, typer.Option("--plot", help="Draw tokens/s into th
 TABLES = 6
 
 
+def check(**files: Path | None) -> None:
+    """Refuse files that cannot be written, before anything is measured for them. Raises `BadRequest`.
+
+    Args:
+        files: by the name of their option; that of a `plot` must end like a picture's.
+    """
+    for name, path in files.items():
+        if path is None:
+            continue
+        folder = path.resolve().parent
+        if not folder.is_dir():
+            raise BadRequest(f"{name}: there is no folder {str(folder)!r}")
+        if path.is_dir():
+            raise BadRequest(f"{name}: {str(path)!r} is a folder; a file is needed")
+        if not os.access(path if path.exists() else folder, os.W_OK):
+            raise BadRequest(f"{name}: {str(path)!r} may not be written; choose another place")
+        if name == "plot":
+            _check_picture(path)
+
+
+def _check_picture(path: Path) -> None:
+    from paceline.evaluation.plot import SUFFIXES
+
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadRequest(f"plot: {path.name!r} must end in {', '.join(SUFFIXES)}")
+
+
 @dataclass
 class Outputs:
-    """Files that were asked for. Raises `BadRequest` for a folder that is not there."""
+    """Files that were asked for. Raises `BadRequest` for one that cannot be written."""
 
     json: Path | None = None
     markdown: Path | None = None
@@ -35,9 +63,7 @@ class Outputs:
     plot: Path | None = None
 
     def __post_init__(self) -> None:
-        for path in (self.json, self.markdown, self.html, self.plot):
-            if path is not None and not path.resolve().parent.is_dir():
-                raise BadRequest(f"{path}: there is no folder {str(path.resolve().parent)!r}")
+        check(json=self.json, markdown=self.markdown, html=self.html, plot=self.plot)
 
     def write(self, report: Report) -> None:
         """Write all of them."""

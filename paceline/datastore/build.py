@@ -60,7 +60,10 @@ def build(
         raise BadRequest(f"datastore: {str(out)!r} exists; choose another folder, or replace a datastore with --force")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise BadRequest(f"datastore: {str(out)!r} cannot be made: {error.strerror}; choose another folder") from error
     try:
         dtype = np.dtype("<u2" if vocabulary < 2**16 else "<i4")
         tokens, count = _write_tokens(partial / TOKENS, documents, vocabulary, dtype)

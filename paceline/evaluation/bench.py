@@ -20,6 +20,8 @@ from paceline.evaluation.report import Report, SizeInfo
 from paceline.evaluation.runner import Arena, Batch, batches, interleaved
 from paceline.evaluation.samples import Contestant, Job, Sample
 from paceline.evaluation.summary import OWN_PLAIN, PEER_PLAIN
+from paceline.requests import Sampling
+from paceline.settings import build_pipeline, settings_of
 
 #: The model as it is; other sizes are presets of `paceline.models.inflate`.
 AS_IS = "pocket"
@@ -63,9 +65,12 @@ class Settings:
         wrong = [t for t in self.temperatures if not 0 <= t < math.inf]
         if wrong:
             raise BadRequest(f"temperature: {wrong[0]} is out of range; 0 (greedy) or more is allowed")
+        if self.budget is not None and not self.budget >= 0:
+            raise BadRequest(f"budget: {self.budget} is not allowed; a number of seconds of at least 0 is needed")
         if not 0 <= self.least < 1:
             raise BadRequest(f"least: {self.least} is not allowed; 0 (keep all) to below 1 is")
         peers.chosen(self.peers)
+        build_pipeline(settings_of(Sampling(temperature=max(self.temperatures), seed=self.seed), self.policies))
 
     @property
     def jobs(self) -> list[Job]:

@@ -105,10 +105,11 @@ class Report:
                 record["planned"],
                 record["methods"],
             )
+        except BadRequest:
+            raise
         except (OSError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, BadRequest):
-                raise
-            raise BadRequest(f"{path} is no benchmark report: {error!r}") from error
+            reason = error.strerror if isinstance(error, OSError) else "`paceline bench --json FILE` writes one"
+            raise BadRequest(f"{path} is no benchmark report: {reason}") from error
 
 
 def _memory(info: SizeInfo, row: Row) -> int | None:

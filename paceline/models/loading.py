@@ -97,6 +97,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise BadRequest(f"device: {device!r} is unknown; 'cpu' or 'cuda' is allowed") from error
+    if chosen.type not in ("cpu", "cuda"):
+        raise BadRequest(f"device: {str(device)!r} is not supported; 'cpu' or 'cuda' is allowed")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise BadRequest(f"device: {device!r} is not available here; PyTorch sees no CUDA device")
     return chosen

@@ -34,9 +34,11 @@ def test_table_file_and_picture(run: Run, tiny: str, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (("--temperatures", "0"), "temperatures: 0.0"),
-        (("--temperatures", "warm"), "'warm' is no number"),
+        (("--temperatures", "warm"), "'warm' is not a number"),
         (("-k", "0"), "most: 0"),
-        (("--positions", "0"), "positions: too small"),
+        (("-k", "1000"), "most: 1000 is not allowed; 1 to 16"),
+        (("--temperatures", ""), "'' is not a number"),
+        (("--positions", "0"), "positions: 0 is not allowed"),
         (("--plot", "a.txt"), "must end in"),
         (("--json", "no/such/folder.json"), "there is no folder"),
         (("--workloads", "cod"), "did you mean 'code'"),

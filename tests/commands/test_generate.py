@@ -55,6 +55,8 @@ def test_several_samples_are_printed_one_after_the_other(run: Run, tiny: str) ->
     assert "--- 1 of 2 ---" in result.stdout
     assert "--- 2 of 2 ---" in result.stdout
     assert "24 tokens" in result.stderr
+    listed = run("generate", TEXT, "-m", tiny, "--n", "2", "--logprobs", "1", *FAST)
+    assert listed.stdout.count("alternatives") == 2
 
 
 def test_equal_seeds_give_equal_texts(run: Run, tiny: str) -> None:

@@ -24,6 +24,10 @@ CASES = {
     "negative seed": (["--seed", "-1"], "seed: -1 is not allowed"),
     "empty stop": (["--stop", ""], "an empty string would stop at once"),
     "unknown dtype": (["--dtype", "float8"], "dtype: 'float8' is unknown"),
+    "unusable device": (["--device", "meta"], "device: 'meta' is not supported"),
+    "options for none": (["-d", "none(1)"], "none: 1 values given; its options are none"),
+    "drafts of many samples": (["--n", "2", "--show-drafts"], "show-drafts: colours one text"),
+    "drafts in an object": (["--json", "--show-drafts"], "show-drafts: colours one text"),
     "unknown device": (["--device", "gpu"], "device: 'gpu' is unknown"),
     "no rows": (["--max-rows", "0"], "max_rows: 0 is not allowed"),
     "not a number": (["--seed", "x"], "valid integer"),
@@ -96,6 +100,22 @@ def test_stops_of_the_wrong_type(tiny: str, stop: object) -> None:
         engine.generate("x", stop=stop)
 
 
+@pytest.mark.parametrize("content", ["{}", "[1]", "text", b"\xff\x00"])
+def test_files_that_are_no_reports(run: Run, tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "report.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    check(run("report", str(path)), "is no benchmark report: `paceline bench --json FILE` writes one")
+    check(run("bench", "--resume", str(path)), "is no benchmark report")
+    check(run("report", str(tmp_path)), "is no benchmark report: Is a directory")
+
+
+def test_policies_of_the_wrong_type(tiny: str) -> None:
+    engine = Engine.load(tiny, drafter="none")
+    for policies in (3, [3]):
+        with pytest.raises(BadRequest, match="polic"):
+            engine.generate("x", policies=policies)
+
+
 def test_bench_mistakes(run: Run, tiny: str, tmp_path: Path) -> None:
     check(run("bench", "-m", tiny, "--workloads", "cod"), "did you mean 'code'")
     check(run("bench", "-m", tiny, "--limit", "0"), "limit: 0 is not allowed")
@@ -107,7 +127,14 @@ def test_bench_mistakes(run: Run, tiny: str, tmp_path: Path) -> None:
     check(run("bench", "-m", tiny, "--least", "2"), "least: 2.0 is not allowed")
     check(run("bench", "-m", tiny, "--threads", "0"), "threads: 0 is not allowed")
     check(run("bench", "-m", tiny, "--data", str(tmp_path / "missing")), "is not a folder")
-    check(run("bench", "-m", tiny, "--json", str(tmp_path / "no" / "file.json")), "there is no folder")
+    check(run("bench", "-m", tiny, "--json", str(tmp_path / "no" / "file.json")), "json: there is no folder")
+    check(run("bench", "-m", tiny, "--json", str(tmp_path)), "is a folder; a file is needed")
+    check(run("bench", "-m", tiny, "--plot", str(tmp_path / "picture.txt")), "must end in .png")
+    check(run("bench", "-m", tiny, "--budget", "nan"), "budget: nan is not allowed")
+    check(run("bench", "-m", tiny, "--seed", "-1"), "seed: -1 is not allowed")
+    check(run("bench", "-m", tiny, "--policy", "topp(0.9)"), "did you mean 'top_p'")
+    check(run("bench", "-m", tiny, "--top-p", "0"), "top_p: 0.0 is out of range")
+    check(run("bench", "-m", tiny, "--view", "unfied"), "did you mean 'unified'")
     check(run("bench", "-m", tiny, "--workloads", "gsm8k"), "does not ship with Paceline")
     check(run("bench", "-m", tiny, "--drafters", "nope", "--workloads", "code"), "drafter 'nope' is unknown")
     check(run("methods", "--kind", "drafters"), "kind: 'drafters' is unknown")

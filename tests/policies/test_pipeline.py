@@ -202,8 +202,8 @@ def test_greedy_ties_go_to_the_lowest_id() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_to_transformers_generation(seed: int) -> None:
     """The scores that `generate` samples from, all options on, step by step."""
-    from paceline.api import build_pipeline
     from paceline.requests import Sampling
+    from paceline.settings import build_pipeline
 
     torch.manual_seed(seed)
     config = LlamaConfig(
