@@ -162,9 +162,10 @@ class TreeDecoder:
         return tree
 
     def _budget(self, sequence: Sequence) -> tuple[int, int]:
-        """Most drafted nodes and most useful depth: the last token of a text comes as a bonus."""
+        """Most drafted nodes and most useful depth: the last token of a text comes as a bonus, if there is one."""
         spare = self.cache.limit - len(sequence.tokens)
-        return max(0, min(self.nodes, spare)), max(0, min(sequence.remaining - 1, spare))
+        useful = sequence.remaining - sequence.verifier.extends
+        return max(0, min(self.nodes, spare)), max(0, min(useful, spare))
 
     def _score(
         self, sequences: list[Sequence], trees: dict[Sequence, TokenTree]

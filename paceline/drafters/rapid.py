@@ -10,8 +10,8 @@ never empty.
 Embeddings need no training: `tfidf`, the weighted counts of a chunk's tokens and pairs of neighbouring tokens; `table`,
 the mean row of the target's embedding table, less the mean of all; or any function from token lists to `[n, d]`.
 
-The published method also moves the target's distribution towards the draft's (knowledge transfer); this is its lossless
-part, in which the draft decides nothing.
+The published method also moves the target's distribution towards the draft's: that is the verifier `rapid`, and lossy.
+Under any other verifier the draft decides nothing but how many tokens a pass brings.
 
 Paper: Chen et al., "Long-Context Inference with Retrieval-Augmented Speculative Decoding", 2025.
 """
@@ -140,7 +140,13 @@ class Rapid(DraftModel):
 
     def _vectors(self, texts: list[list[int]]) -> np.ndarray:
         if callable(self.embed):
-            return np.asarray(self.embed(texts), np.float64)
+            vectors = np.asarray(self.embed(texts), np.float64)
+            if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+                raise BadRequest(
+                    f"rapid(embed=...): it gave an array of shape {vectors.shape} for {len(texts)} texts; "
+                    f"[{len(texts)}, d] finite numbers are needed"
+                )
+            return vectors
         if self.embed == "tfidf":
             return tfidf(texts)
         middle = self._table.float().mean(0)

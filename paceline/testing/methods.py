@@ -90,6 +90,8 @@ VERIFIERS: tuple[str, ...] = (
     "lenient(lenience=0.2)",
     "lantern(delta=0, neighbours=1)",
     "lantern(delta=0.4, neighbours=30)",
+    "rapid(eta=0)",
+    "rapid(eta=3, mode=paper)",
     "bild(rollback=0)",
     "bild(rollback=4)",
     "synthetic(rate=0)",

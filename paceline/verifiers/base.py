@@ -47,6 +47,11 @@ class Verifier(ABC):
     #: no distribution leaves the device then. Otherwise `verify_greedy` decides.
     walks_greedily: ClassVar[bool] = True
 
+    @property
+    def extends(self) -> bool:
+        """Whether it adds a token to a draft that holds; where it does not, the last token of a text can be drafted."""
+        return True
+
     def attach(self, target: CausalModel) -> None:
         """Called with the target before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
 

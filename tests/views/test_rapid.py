@@ -114,6 +114,12 @@ def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
         Rapid(**knobs)
 
 
+@pytest.mark.parametrize("wrong", [np.zeros(9), np.zeros((3, 4)), np.full((9, 2), np.nan)])
+def test_an_embedding_of_another_shape_is_refused(wrong: np.ndarray) -> None:
+    with pytest.raises(BadRequest, match=r"rapid\(embed=...\): it gave an array of shape .* for 9 texts"):
+        Rapid(**SMALL, embed=lambda texts: wrong).shortened(LONG)
+
+
 def test_another_vocabulary_is_refused() -> None:
     with pytest.raises(BadRequest, match="has 50 tokens"):
         engine_of(tapering(), Rapid(llama(vocabulary=50)))
