@@ -92,6 +92,8 @@ VERIFIERS: tuple[str, ...] = (
     "lantern(delta=0.4, neighbours=30)",
     "rapid(eta=0)",
     "rapid(eta=3, mode=paper)",
+    "top_beta(beta=1)",
+    "top_beta(beta=9, tau=4)",
     "bild(rollback=0)",
     "bild(rollback=4)",
     "synthetic(rate=0)",
@@ -103,6 +105,7 @@ RELAXED = (
     "lenient(lenience=0.2)",
     "lantern(delta=0.4, neighbours=30)",
     "bild(rollback=4)",
+    "top_beta(beta=9, tau=4)",
     "synthetic(rate=0.7)",
 )
 LAWLESS = ("synthetic(rate=0.7)",)

@@ -86,6 +86,7 @@ def test_nearest_chooses_among_several_places() -> None:
 
 
 def test_the_worked_example() -> None:
+    assert passes([A, B, C, D], [A, X, C, D], "none") == 5
     assert passes([A, B, C, D], [A, X, C, D]) == 3
     assert passes([A, B, C, D], [A, B, C, D]) == 1
     assert passes([A, B, C, D], [A, B, C, D], "aggressive(before=11)") == 1

@@ -54,7 +54,7 @@ BRANCHING = (
     "auto(draft=draft(model='{draft}'), table=recycling)",
 )
 CHAINS_ONLY = tuple(
-    spec for spec in VERIFIERS if parse(spec).name in ("rejection", "block", "lenient", "bild", "rapid")
+    spec for spec in VERIFIERS if parse(spec).name in ("rejection", "block", "lenient", "bild", "rapid", "top_beta")
 )
 #: Verifiers that must know the laws of drafted tokens, and the drafters that can tell them.
 INFORMED = tuple(spec for spec in VERIFIERS if parse(spec).name == "rapid")
