@@ -4,10 +4,10 @@ Greedy decoding. With p the target's law before a drafted token y (temperature 1
 
     y is among the beta most likely tokens,  and  log max p - log p(y) <= tau
 
-and the first token that is not is replaced by the best one; a draft that holds is followed by the best one. The text is
-the greedy one at beta = 1, and at tau = 0 but for exact ties. What is emitted is at most e^tau times less likely than the
-best token at its place. Where a draft comes close to what the model would say itself, such as a first version that is to
-be corrected (drafter `aggressive`), this keeps what is good enough.
+and the first token that is not is replaced by the best one; a draft that holds is followed by the best one. The text
+is the greedy one at beta = 1, and at tau = 0 but for exact ties. What is emitted is at most e^tau times less likely
+than the best token at its place. Where a draft comes close to what the model would say itself, such as a first
+version that is to be corrected (drafter `aggressive`), this keeps what is good enough.
 
 Paper: Ge, Xia, Sun, Chen, Wei, "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding", 2022: the
 relaxed rule of its generalized decoding, with beta 5 and tau 3 in the released script.
