@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -50,6 +51,20 @@ def results(engine: Engine, prompts: list[list[int]], **options: Any) -> list[Re
     found = engine.generate(prompts, **options)
     for result in found:
         assert result.error is None
+    return found
+
+
+@cache
+def greedy(count: int) -> list[list[int]]:
+    """What transformers generates with `llama()` after each of `PROMPTS`."""
+    module = llama()
+    return [generated(module, prompt, count) for prompt in PROMPTS]
+
+
+def batch(drafter: object, count: int, engine: Engine | None = None) -> list[Result]:
+    """All prompts in one batch of `llama()`, every text that of transformers."""
+    found = results(engine or engine_of(llama()), PROMPTS, max_new_tokens=count, drafter=drafter)
+    assert [result.tokens for result in found] == greedy(count)
     return found
 
 

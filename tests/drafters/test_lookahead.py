@@ -14,7 +14,7 @@ from paceline.drafters.lookahead import Lookahead, Pool
 from paceline.errors import BadRequest
 from paceline.models.loading import load_model
 from paceline.tree import TokenTree
-from tests.drafters.support import PROMPTS, VOCABULARY, engine_of, generated, llama, results
+from tests.drafters.support import PROMPTS, VOCABULARY, batch, engine_of, greedy, llama
 
 
 def begun(drafter: Lookahead, tokens: list[int], ends: tuple[int, ...] = ()) -> Any:
@@ -173,13 +173,10 @@ def test_knobs_are_checked(knobs: dict[str, int]) -> None:
 
 @pytest.mark.parametrize("nodes", [2, 15, 60])
 def test_text_equals_transformers(nodes: int) -> None:
-    module = llama()
-    engine = engine_of(module, nodes=nodes)
-    expected = [generated(module, prompt, 40) for prompt in PROMPTS]
+    engine = engine_of(llama(), nodes=nodes)
     for spec in ("lookahead(nodes=60)", "lookahead(window=2, ngram=3, guesses=0)"):
-        mixed = results(engine, PROMPTS, max_new_tokens=40, drafter=spec)
-        assert [result.tokens for result in mixed] == expected
-    assert engine.generate(PROMPTS[0], max_new_tokens=40, drafter="lookahead").tokens == expected[0]
+        batch(spec, 40, engine)
+    assert engine.generate(PROMPTS[0], max_new_tokens=40, drafter="lookahead").tokens == greedy(40)[0]
 
 
 def test_it_saves_passes_where_the_text_repeats_itself() -> None:

@@ -14,7 +14,7 @@ from paceline.drafters.recycling import Recycling, Template
 from paceline.errors import BadRequest
 from paceline.testing import TabularModel, random_table
 from paceline.tree import TokenTree
-from tests.drafters.support import PROMPTS, VOCABULARY, engine_of, generated, llama, results
+from tests.drafters.support import PROMPTS, VOCABULARY, batch, engine_of, greedy, llama, results
 
 
 def made(vocabulary: int, rows: dict[int, list[int]], **knobs: Any) -> Recycling:
@@ -171,14 +171,10 @@ def test_one_vocabulary_a_drafter() -> None:
 
 @pytest.mark.parametrize("nodes", [1, 7, 80])
 def test_text_equals_transformers(nodes: int) -> None:
-    module = llama()
-    engine = engine_of(module, nodes=nodes)
-    expected = [generated(module, prompt, 40) for prompt in PROMPTS]
-    for prompt, text in zip(PROMPTS, expected, strict=True):
+    engine = engine_of(llama(), nodes=nodes)
+    for prompt, text in zip(PROMPTS, greedy(40), strict=True):
         assert engine.generate(prompt, max_new_tokens=40, drafter="recycling").tokens == text
-    mixed = results(engine, PROMPTS, max_new_tokens=40, drafter="recycling")
-    assert [result.tokens for result in mixed] == expected
-    assert sum(result.stats.accepted for result in mixed) > 20
+    assert sum(result.stats.accepted for result in batch("recycling", 40, engine)) > 20
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])

@@ -11,7 +11,7 @@ from paceline.errors import BadRequest
 from paceline.policies.base import Pipeline
 from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
 from paceline.verifiers.rejection import Rejection
-from tests.drafters.support import PROMPTS, engine_of, generated, llama, results, start
+from tests.drafters.support import PROMPTS, batch, engine_of, llama, results, start
 
 SAMPLED = Pipeline((), greedy=False)
 
@@ -86,12 +86,9 @@ def test_a_neighbour_that_repeats_saves_passes() -> None:
 
 
 def test_greedily_and_coupled_it_is_jacobi() -> None:
-    module = llama()
-    engine = engine_of(module)
-    expected = [generated(module, prompt, 30) for prompt in PROMPTS]
+    engine = engine_of(llama())
     for verifier in ("coupled", "rejection"):
-        mixed = results(engine, PROMPTS, max_new_tokens=30, drafter="sjd", verifier=verifier)
-        assert [result.tokens for result in mixed] == expected
+        batch("sjd", 30, engine_of(llama(), verifier=verifier))
     settings = {"max_new_tokens": 30, "temperature": 0.8, "seed": 2}
     texts = [results(engine, PROMPTS, drafter=spec, **settings) for spec in ("none", "sjd", "jacobi(init=random)")]
     assert [[r.tokens for r in rs] for rs in texts[1:]] == [[r.tokens for r in texts[0]]] * 2
