@@ -50,19 +50,11 @@ def self_check(model: CausalModel, plain: torch.Tensor | None = None) -> None:
         ModelError: the model's logits are not finite.
     """
     prefix, tree = _case(model)
-    try:
-        with _narrow_windows(model):
-            cache = model.new_cache(1, limit=len(prefix) + len(tree), capacity=1)
-            row = cache.allocate()
-            model.prefill(cache, row, prefix.tolist())
-            got = model.score(cache, [row], [tree]).logits
-    except (ModelError, OutOfMemory):
-        raise
-    except Exception as error:  # whatever foreign modelling code may raise about arguments it does not expect
-        raise Unsupported(
-            f"{model.name} (model type {model.config.model_type!r}) cannot take a prepared cache, 4-D mask and "
-            f"position_ids: {type(error).__name__}: {error}"
-        ) from error
+    with driven(model, "take a prepared cache, 4-D mask and position_ids"), _narrow_windows(model):
+        cache = model.new_cache(1, limit=len(prefix) + len(tree), capacity=1)
+        row = cache.allocate()
+        model.prefill(cache, row, prefix.tolist())
+        got = model.score(cache, [row], [tree]).logits
     if not torch.isfinite(got).all():
         raise ModelError(NON_FINITE.format(model.name))
     plain = plain_logits(model) if plain is None else plain
@@ -74,6 +66,19 @@ def self_check(model: CausalModel, plain: torch.Tensor | None = None) -> None:
                 f"a token's logits in a tree differ from plain decoding by {difference:.3g} "
                 "(ALiBi and similar position schemes cannot be driven)"
             )
+
+
+@contextmanager
+def driven(model: CausalModel, how: str) -> Iterator[None]:
+    """Whatever foreign modelling code raises about arguments it does not expect, as `Unsupported`: it cannot `how`."""
+    try:
+        yield
+    except (ModelError, OutOfMemory):
+        raise
+    except Exception as error:
+        raise Unsupported(
+            f"{model.name} (model type {model.config.model_type!r}) cannot {how}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _case(model: CausalModel) -> tuple[np.ndarray, TokenTree]:

@@ -19,9 +19,9 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
 from paceline.caches import Row
 from paceline.caches.states import StateCache, StateRow
-from paceline.errors import ModelError, OutOfMemory, Unsupported
+from paceline.errors import Unsupported
 from paceline.models.causal import CausalModel, Nodes, Scores
-from paceline.models.check import TOLERANCE
+from paceline.models.check import TOLERANCE, driven
 from paceline.tree import TokenTree
 
 #: Accepted tokens of earlier passes that ride along with the next one; more are read by a pass of their own, so that a
@@ -157,7 +157,7 @@ class RecurrentModel(CausalModel):
         """How far logits of chains, refused drafts between them, are from those of the text at once."""
         text = np.random.default_rng(0).integers(0, self.vocab_size, 12)
         wrong = (text[6:8] + 1) % self.vocab_size
-        try:
+        with driven(self, "be driven through a cache of states"):
             wanted = self.module(input_ids=torch.from_numpy(text).to(self.device)[None], use_cache=False).logits[0]
             cache = self.new_cache(1)
             row = cache.allocate()
@@ -167,12 +167,5 @@ class RecurrentModel(CausalModel):
             second = self.score(cache, [row], [TokenTree.chain(int(text[6]), text[7:11])]).logits
             cache.keep(row, range(5))
             third = self.score(cache, [row], [TokenTree.empty(int(text[11]))]).logits
-        except (ModelError, OutOfMemory):
-            raise
-        except Exception as error:  # whatever foreign modelling code may raise about arguments it does not expect
-            raise Unsupported(
-                f"{self.name} (model type {self.config.model_type!r}) cannot be driven through a cache of states: "
-                f"{type(error).__name__}: {error}"
-            ) from error
         got = torch.cat([first[:3], second, third])
         return float((got - wanted[3:].float()).abs().max() / (wanted.float().std() + 1e-6))
