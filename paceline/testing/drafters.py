@@ -112,7 +112,7 @@ class TabularTree(SequenceDrafter):
         for at, width in enumerate(widths):
             deeper: list[tuple[int, tuple[int, ...]]] = []
             for node, prefix in level:
-                draw = _Draw(sequence.chance, sequence.generated + at, (sequence.generated, node))
+                draw = SiblingDraw(sequence.chance, sequence.generated + at, (sequence.generated, node))
                 count = 1 if kind == "chains" and at else width
                 for token, law in draw.children(kind, self.table(prefix), count):
                     deeper.append((len(tokens), (*prefix, token)))
@@ -124,7 +124,7 @@ class TabularTree(SequenceDrafter):
 
 
 @dataclass(frozen=True)
-class _Draw:
+class SiblingDraw:
     """Draws the children of one node."""
 
     chance: Chance

@@ -1,46 +1,45 @@
-"""Trees of drawn tokens: the law of one step, by enumeration of every draft and every coin.
-
-Two levels of three siblings over three tokens hold for all verifiers as well, but take minutes (`step` on (3, 3)); here
-the shapes shrink with the vocabulary.
-"""
+"""Trees of two levels with three siblings: the law of one step, by enumeration of every draft and every coin."""
 
 from __future__ import annotations
 
 import pytest
 
+from exact import steps
 from exact.cases import VERIFIERS
+from exact.shapes import FIXED, SHAPES, TREES, Shape
 from exact.steps import step
 from paceline.testing import allowing, random_table
 from paceline.testing.drafters import TabularTree
 
-#: Verifier, vocabulary, children by depth.
-SHAPES = [
-    ("specinfer", 4, (3,)),
-    ("specinfer", 2, (3, 2)),
-    ("specinfer", 3, (2, 1)),
-    ("recursive", 5, (3,)),
-    ("recursive", 3, (2, 2)),
-    ("recursive", 3, (3, 1)),
-    ("sequoia", 4, (3,)),
-    ("optimal", 5, (3,)),
-    ("optimal", 4, (2, 2)),
-    ("optimal", 3, (3, 3)),
-    ("spectr", 4, (3,)),
-    ("spectr", 3, (2, 1)),
-    ("spectr", 2, (3, 1)),
-    ("coupled", 4, (2,)),
-    ("rejection", 3, (1, 1, 1)),
-    ("block", 3, (1, 1, 1)),
-    ("block", 2, (1, 1, 1, 1)),
-]
 
-
-@pytest.mark.parametrize(("verifier", "vocabulary", "branching"), SHAPES)
-def test_the_law_of_a_step_is_the_targets(verifier: str, vocabulary: int, branching: tuple[int, ...]) -> None:
-    drafter = TabularTree(random_table(vocabulary, seed=2), branching)
-    found = step(VERIFIERS[verifier], drafter, random_table(vocabulary, seed=1), vocabulary, len(branching))
+@pytest.mark.parametrize(
+    ("verifier", "shape"),
+    [(name, shape) for name, shapes in SHAPES.items() for shape in (*shapes, *(FIXED if name in TREES else ()))],
+    ids=str,
+)
+def test_the_law_of_a_step_is_the_targets(verifier: str, shape: Shape) -> None:
+    found = shape.judged_by(VERIFIERS[verifier])
     assert found.error < 1e-9
+    assert found.accepted > 0.5
     assert found.replays > 5
+
+
+def test_two_levels_of_three_siblings_are_proven_over_every_vocabulary() -> None:
+    assert {verifier for verifier in VERIFIERS if "tree" in VERIFIERS[verifier].shapes} == TREES.keys()
+    for shapes in TREES.values():
+        assert {s.vocabulary for s in (*shapes, *FIXED) if s.branching == (3, 3)} == {3, 4, 5}
+
+
+@pytest.mark.parametrize("verifier", sorted(TREES))
+def test_what_is_not_looked_at_need_not_be_drawn(verifier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole tree drawn at once gives the same law."""
+    shape = Shape(3, (2, 1))
+    lazy = shape.judged_by(VERIFIERS[verifier])
+    monkeypatch.setattr(steps, "WALKERS", ())
+    whole = shape.judged_by(VERIFIERS[verifier])
+    assert whole.law == pytest.approx(lazy.law, abs=1e-12)
+    assert whole.accepted == pytest.approx(lazy.accepted, abs=1e-12)
+    assert whole.replays >= lazy.replays
 
 
 @pytest.mark.parametrize("verifier", ["specinfer", "recursive", "sequoia", "optimal", "spectr", "block"])
