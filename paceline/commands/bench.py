@@ -147,9 +147,7 @@ def _run(
     from paceline.evaluation.report import Report
 
     if threads is not None:
-        if threads < 1:
-            raise BadRequest(f"threads: {threads} is not allowed; at least 1 is needed")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(o.thread_count(threads))
     earlier = Report.read(resume) if resume is not None else None
     if earlier is not None:
         known = {name: value for name, value in earlier.settings.items() if name in values and name not in given}

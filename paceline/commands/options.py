@@ -58,6 +58,13 @@ def hush() -> None:
     hub.set_verbosity_error()
 
 
+def thread_count(threads: int) -> int:
+    """The number of threads asked for. Raises `BadRequest`."""
+    if threads < 1:
+        raise BadRequest(f"threads: {threads} is not allowed; at least 1 is needed")
+    return threads
+
+
 def policies(top_k: int | None, top_p: float | None, min_p: float | None, specs: list[str] | None) -> dict[str, Any]:
     """The engine's arguments for policies; what was not given is left out."""
     given = {"top_k": top_k, "top_p": top_p, "min_p": min_p}

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from paceline.commands import options as o
+from paceline.errors import BadRequest
+
 app = typer.Typer(help="Train small models on this machine.", no_args_is_help=True)
 
 
@@ -32,7 +35,6 @@ def lm(
         list[Path] | None, typer.Option(help="Folder of Python files instead of the installed packages.")
     ] = None,
     extra: Annotated[Path | None, typer.Option(help="Folder of extra text (*.jsonl, *.gz).")] = None,
-    no_extra: Annotated[bool, typer.Option("--no-extra", help="Do not look for the default extra text.")] = False,
     work: Annotated[
         Path | None, typer.Option(help="Folder for packed tokens and checkpoints [default: OUT.work].")
     ] = None,
@@ -54,67 +56,63 @@ def lm(
 
     Stop it with ctrl-C and go on with --resume. The budget counts work, so a suspended run loses nothing.
     """
+    o.hush()
     import torch
 
-    from paceline.errors import BadRequest
-    from paceline.training import corpus as texts
-    from paceline.training import lm as training
+    from paceline.models.loading import pick_device
     from paceline.training.lessons import Writing
+    from paceline.training.lm import LMConfig
     from paceline.training.recipe import Recipe, run
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise typer.BadParameter("no CUDA device here", param_hint="--device")
-    for folder in [*(corpus or []), *filter(None, [extra, teacher])]:
-        if not folder.is_dir():
-            raise typer.BadParameter(f"{folder} is not a folder")
+    for name, folder in [*(("corpus", path) for path in corpus or ()), ("extra", extra), ("teacher", teacher)]:
+        if folder is not None and not folder.is_dir():
+            raise BadRequest(f"{name}: {str(folder)!r} is not a folder")
     if threads is not None:
-        torch.set_num_threads(threads)
-    if extra is None and not no_extra and texts.DEFAULT_EXTRA.is_dir():
-        extra = texts.DEFAULT_EXTRA
+        torch.set_num_threads(o.thread_count(threads))
+    config = LMConfig(
+        tokens=tokens,
+        steps=steps,
+        minutes=minutes,
+        length=length,
+        batch=batch,
+        micro_batch=micro_batch,
+        lr=lr,
+        optimizer=optimizer,
+        distill=distill,
+        device=pick_device(device).type,
+        seed=seed,
+    )
+    asked: dict[str, Any] = {"share": own_text, "tokens": lessons}
+    given = {name: value for name, value in asked.items() if value is not None}
+    if given and teacher is None:
+        raise BadRequest("own-text, lessons: these are what a teacher writes; give one with --teacher")
+    writing = Writing(length=length, **given) if teacher is not None else None
     work = work or out.with_name(out.name + ".work")
-    try:
-        config = training.LMConfig(
-            tokens=tokens,
-            steps=steps,
-            minutes=minutes,
-            length=length,
-            batch=batch,
-            micro_batch=micro_batch,
-            lr=lr,
-            optimizer=optimizer,
-            distill=distill,
-            device=device,
-            seed=seed,
-        )
-        asked: dict[str, Any] = {"share": own_text, "tokens": lessons}
-        given = {name: value for name, value in asked.items() if value is not None}
-        if given and teacher is None:
-            raise BadRequest("--own-text and --lessons need a --teacher")
-        writing = Writing(length=length, **given) if teacher is not None else None
-        recipe = Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, writing, vocabulary)
-        run(recipe, config, resume)
-    except BadRequest as error:
-        raise typer.BadParameter(str(error)) from error
+    run(Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, writing, vocabulary), config, resume)
 
 
 @app.command("evaluate")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
     work: Annotated[Path, typer.Option(help="The work folder with its held-out text, validation.bin.")],
+    dtype: o.Dtype = None,
 ) -> None:
     """Bits per byte of held-out text: the model, and `xz -9` on the same documents."""
-    import torch
+    o.hush()
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
+    from paceline.models.loading import pick_device, pick_dtype
     from paceline.training.evaluate import model_bits_per_byte, size, unpack, xz_bits_per_byte
 
-    for path in (model / "config.json", work / "validation.bin"):
-        if not path.exists():
-            raise typer.BadParameter(f"{path} does not exist")
+    for name, path in (("model", model / "config.json"), ("work", work / "validation.bin")):
+        if not path.is_file():
+            raise BadRequest(f"{name}: there is no {str(path)!r}; `paceline train lm` makes one")
+    kind = pick_dtype(dtype, pick_device("cpu"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
     texts = unpack(work / "validation.bin", tokenizer)
     typer.echo(f"{len(texts)} documents, {size(texts) / 1e6:.2f} MB")
-    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    typer.echo(f"{model.name}: {model_bits_per_byte(loaded, tokenizer, texts):.4f} bits per byte")
-    typer.echo(f"xz -9, one stream: {xz_bits_per_byte(texts, together=True):.4f} bits per byte")
-    typer.echo(f"xz -9, each document: {xz_bits_per_byte(texts, together=False):.4f} bits per byte")
+    loaded = AutoModelForCausalLM.from_pretrained(model, dtype=kind).eval()
+    found = f"{model_bits_per_byte(loaded, tokenizer, texts):.3f} bits per byte"
+    typer.echo(f"{model.name}: {found}, in {str(kind).removeprefix('torch.')}")
+    typer.echo(f"xz -9, one stream: {xz_bits_per_byte(texts, together=True):.3f} bits per byte")
+    typer.echo(f"xz -9, each document: {xz_bits_per_byte(texts, together=False):.3f} bits per byte")

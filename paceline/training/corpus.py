@@ -28,8 +28,6 @@ HOLD_OUT_PERCENT = 2
 MAX_FILE_BYTES = 200_000
 MIN_FILE_BYTES = 200
 EXTRA_SHARE = 0.08
-DEFAULT_EXTRA = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "corpus"
-"""An optional folder of extra text; used when it exists."""
 
 # Directories of copies, generated tables, stubs and test data.
 # fmt: off

@@ -53,9 +53,9 @@ class Writing:
 
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
-            raise BadRequest(f"a share of own text of {self.share} is not from 0 up to 1")
+            raise BadRequest(f"own_text: {self.share} is not allowed; a number from 0 up to 1 is needed")
         if self.tokens < self.length:
-            raise BadRequest(f"{self.tokens} tokens of lessons do not fill a row of {self.length}")
+            raise BadRequest(f"lessons: {self.tokens} is not allowed; at least {self.length} tokens fill a row")
 
     @property
     def rows(self) -> int:

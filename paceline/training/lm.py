@@ -70,14 +70,21 @@ class LMConfig:
     def __post_init__(self) -> None:
         if self.tokens is None and self.steps is None and self.minutes is None:
             raise BadRequest("a run needs a budget: tokens, steps or minutes")
-        if any(b is not None and b <= 0 for b in (self.tokens, self.steps, self.minutes)):
-            raise BadRequest("a budget must be positive")
+        for name in ("tokens", "steps", "minutes", "lr"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise BadRequest(f"{name}: {value} is not allowed; a number above 0 is needed")
+        for name in ("length", "batch", "micro_batch"):
+            if getattr(self, name) < 1:
+                raise BadRequest(f"{name}: {getattr(self, name)} is not allowed; an integer of at least 1 is needed")
         if not 0 <= self.distill <= 1:
-            raise BadRequest(f"distill {self.distill} is not between 0 and 1")
+            raise BadRequest(f"distill: {self.distill} is not allowed; a number from 0 to 1 is needed")
+        if self.seed < 0:
+            raise BadRequest(f"seed: {self.seed} is not allowed; an integer of at least 0 is needed")
         if self.optimizer not in OPTIMIZERS:
-            raise BadRequest(f"unknown optimizer {self.optimizer!r}: choose from {', '.join(OPTIMIZERS)}")
+            raise BadRequest(f"optimizer: {self.optimizer!r} is unknown; {', '.join(OPTIMIZERS)} are allowed")
         if self.batch % self.micro_batch:
-            raise BadRequest(f"batch {self.batch} is not a multiple of micro_batch {self.micro_batch}")
+            raise BadRequest(f"batch: {self.batch} is not allowed; a multiple of micro_batch={self.micro_batch} is")
 
     @property
     def tokens_per_step(self) -> int:

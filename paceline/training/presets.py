@@ -29,7 +29,7 @@ PRESETS = {
 def check_preset(name: str) -> None:
     """Refuse an unknown preset by name."""
     if name not in PRESETS:
-        raise BadRequest(f"unknown preset {name!r}: choose from {', '.join(PRESETS)}")
+        raise BadRequest(f"preset: {name!r} is unknown; {', '.join(PRESETS)} are allowed")
 
 
 def preset_config(name: str, vocabulary: int, end: int, positions: int = 1024) -> LlamaConfig:

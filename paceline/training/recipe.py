@@ -32,7 +32,7 @@ from .lm import LMConfig, Trainer
 from .packing import PackedTokens, pack
 from .presets import check_preset, preset_config
 from .report import Reporter
-from .tokenizer import VOCABULARY, train_tokenizer
+from .tokenizer import LEAST, MOST, VOCABULARY, train_tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         check_preset(self.preset)
+        if not LEAST <= self.vocabulary <= MOST:
+            raise BadRequest(f"vocabulary: {self.vocabulary} is not allowed; {LEAST} (every byte) to {MOST} tokens are")
+        for name, folder in (("out", self.out), ("work", self.work)):
+            if folder.exists() and not folder.is_dir():
+                raise BadRequest(f"{name}: {str(folder)!r} is a file; a folder is needed")
         if (self.teacher is None) != (self.writing is None):
             raise BadRequest("lessons need a teacher, and a teacher gives lessons")
 
@@ -161,7 +166,10 @@ def collect(recipe: Recipe, console: Console) -> tuple[list[Document], list[Docu
     with console.status("reading the corpus"):
         train, validation = build_corpus(sources, recipe.extra)
     if not train or not validation:
-        raise BadRequest(f"the corpus has {len(train)} training and {len(validation)} validation documents: too few")
+        raise BadRequest(
+            f"corpus: {len(train)} documents for training and {len(validation)} held out are too few; at least one of "
+            "each is needed, and about one in fifty Python files of 200 to 200,000 bytes is held out"
+        )
     megabytes = sum(document.size for document in train) / 1e6
     console.print(f"corpus: {len(train)} documents, {megabytes:.1f} MB, {len(validation)} held out", highlight=False)
     return train, validation

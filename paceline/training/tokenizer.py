@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 4096
+#: Fewest tokens, the bytes and the end token; most, which packed files have room for.
+LEAST, MOST = 257, 2**16
 PIECES = (
     r"\s*[\r\n]+[ \t]*"  # line ends with the next line's indentation
     r"|[ .]?[\p{L}\p{M}_]+"  # words and identifiers

@@ -130,7 +130,7 @@ def test_student_starts_from_the_teachers_embeddings(
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"share": 1.0}, "from 0 up to 1"), ({"tokens": 10, "length": 20}, "do not fill")]
+    ("options", "message"), [({"share": 1.0}, "from 0 up to 1"), ({"tokens": 10, "length": 20}, "fill a row")]
 )
 def test_bad_writing(options: dict[str, float], message: str) -> None:
     with pytest.raises(BadRequest, match=message):

@@ -125,9 +125,9 @@ def test_preset_sizes(name: str, millions: float) -> None:
     ("options", "message"),
     [
         ({}, "budget"),
-        ({"minutes": -1.0}, "positive"),
+        ({"minutes": -1.0}, "above 0"),
         ({"steps": 1, "batch": 3, "micro_batch": 2}, "multiple"),
-        ({"steps": 1, "distill": 1.5}, "between 0 and 1"),
+        ({"steps": 1, "distill": 1.5}, "from 0 to 1"),
     ],
 )
 def test_bad_config(options: dict[str, Any], message: str) -> None:
