@@ -43,7 +43,7 @@ class ConstantBranching(StaticTree):
 
     def __post_init__(self) -> None:
         numbers = parse_numbers(self.branches, f"rsd_c(branches={self.branches!r})")
-        if any(number < 1 or number != int(number) for number in numbers):
+        if not all(number >= 1 and number.is_integer() for number in numbers):
             raise BadRequest(f"rsd_c(branches={self.branches!r}): integers of at least 1 are needed")
         self._branches = tuple(int(number) for number in numbers)
         self.shape = "tree" if max(self._branches) > 1 else "chain"

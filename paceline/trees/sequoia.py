@@ -64,9 +64,9 @@ class Sequoia(StaticTree):
         if self.acceptance is not None:
             where = f"sequoia(acceptance={self.acceptance!r})"
             self._given = parse_numbers(self.acceptance, where)
-            if min(self._given) < 0 or sum(self._given) > 1 + 1e-9:
+            if not (all(chance >= 0 for chance in self._given) and sum(self._given) <= 1 + 1e-9):
                 raise BadRequest(f"{where}: probabilities of disjoint events are needed, 0 or more, at most 1 together")
-        if self.cost is not None and self.cost < 0:
+        if self.cost is not None and not self.cost >= 0:
             raise BadRequest(f"sequoia(cost={self.cost}): a number of at least 0 is needed")
         self._hits, self._visits = np.zeros(len(ACCEPTANCE)), np.zeros(len(ACCEPTANCE))
         self._cost = self.cost or 0.0

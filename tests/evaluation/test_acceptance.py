@@ -57,6 +57,18 @@ def test_no_verifier_beats_the_bound_of_its_drafts() -> None:
     assert (a.bound(p, q, 2, "distinct") >= a.bound(p, q, 2) - 1e-7).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "law"), [("specinfer", "replacement"), ("spectr", "replacement"), ("recursive", "distinct")]
+)
+@pytest.mark.parametrize("k", [2, 3])
+def test_no_walk_is_accepted_more_often_than_the_bound_allows(name: str, law: str, k: int) -> None:
+    """By enumeration: what the verifiers do, K-SEQ's residual that falls on a drafted token included."""
+    for p, q in pairs(3, 4, seed=13):
+        found = judged(registry.build("verifier", name), p, q, (k,)).accepted
+        assert float(a.RATES[name](p[None], q[None], k)) <= found + 1e-9
+        assert found <= float(a.bound(p[None], q[None], k, law)) + 1e-9
+
+
 def test_shared_noise_with_more_siblings_is_estimated() -> None:
     p, q = (torch.stack(laws) for laws in zip(*pairs(4, 5, seed=11), strict=True))
     rates = [a.coupled(p, q, k, samples=4000) for k in (1, 2, 3)]

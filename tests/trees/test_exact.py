@@ -67,6 +67,13 @@ def test_the_law_is_kept_over_two_tokens(verifier: str, name: str) -> None:
     assert distance(run(name, verifier, 2).law, wanted(2)) < 1e-9
 
 
+@pytest.mark.parametrize("uniform", [1e-6, 0.3, 0.7, 1 - 1e-6])
+def test_the_law_is_kept_whatever_the_values_of_the_beams(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given the numbers that decide which places are filled, the tokens follow the laws they report."""
+    monkeypatch.setattr(Growth, "uniform", lambda growth, node, rank: uniform if (node + rank) % 2 else 1 - uniform)
+    assert distance(run("rsd_s", "recursive", 3).law, wanted(3)) < 1e-9
+
+
 @pytest.mark.parametrize(
     ("name", "policy", "length"),
     [

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from paceline import registry
+from paceline import Engine, registry
 from paceline.chance import SeededChance
 from paceline.drafters.base import Outcome
+from paceline.drafters.draft import DraftModel
 from paceline.errors import BadRequest
+from paceline.testing import TabularModel
 from paceline.testing.tabular import Table
 from paceline.tree import TokenTree
 from paceline.trees.dyspec import DySpec
@@ -217,7 +219,7 @@ def test_the_acceptance_vector_is_measured() -> None:
     assert given.plan(4, 4) == best_plan((0.6, 0.2), 4, 4, 0.0)
 
 
-@pytest.mark.parametrize("acceptance", ["0.6 -0.1", "0.8 0.3", "much"])
+@pytest.mark.parametrize("acceptance", ["0.6 -0.1", "0.8 0.3", "much", "nan"])
 def test_a_bad_acceptance_vector_is_refused(acceptance: str) -> None:
     with pytest.raises(BadRequest, match=r"sequoia\(acceptance"):
         Sequoia(acceptance=acceptance)
@@ -263,6 +265,27 @@ def test_it_branches_where_the_draft_is_unsure_and_runs_deep_where_it_is_sure() 
         assert found.odds is not None
         assert even.odds is not None
         assert found.odds.sum() >= even.odds.sum() * found.drafted / 12
+
+
+def test_more_is_accepted_of_it_than_of_a_fixed_tree_of_as_many_nodes() -> None:
+    """A draft that is now sure and now not, drawn from; the target is near it."""
+    sure, unsure = torch.tensor([0.94, 0.02, 0.02, 0.02]).log(), torch.tensor([0.3, 0.3, 0.2, 0.2]).log()
+
+    def bimodal(prefix: tuple[int, ...]) -> torch.Tensor:
+        return (unsure if sum(prefix) % 3 == 0 else sure).double()
+
+    def near(prefix: tuple[int, ...]) -> torch.Tensor:
+        return (bimodal(prefix) + 0.3 * table()(prefix)).log_softmax(-1)
+
+    engine = Engine(TabularModel(near, 4, context=400), drafter="none", verifier="recursive", nodes=14)
+    tokens = {}
+    for tree in ("dyspec", "dyspec(threshold=0.06)", "rsd_c(branches='2 2 2')"):
+        drafter = DraftModel(TabularModel(bimodal, 4, context=400, name="draft"), tree=tree, budget=14)
+        options = {"max_new_tokens": 150, "temperature": 1.0, "drafter": drafter}
+        found = [engine.generate([1, seed], seed=seed, **options) for seed in (0, 1)]
+        tokens[tree] = sum(result.stats.tokens_per_pass for result in found)
+    assert tokens["dyspec"] > tokens["rsd_c(branches='2 2 2')"]
+    assert tokens["dyspec(threshold=0.06)"] > tokens["rsd_c(branches='2 2 2')"]
 
 
 def test_a_threshold_bounds_every_slot_and_takes_one_pass_a_level() -> None:
@@ -319,6 +342,7 @@ def test_the_second_value_is_a_gumbel_variable_below_the_first() -> None:
     [
         ("rsd_c(branches='2 0')", "at least 1"),
         ("rsd_c(branches='2 1.5')", "integers"),
+        ("rsd_c(branches='2 inf')", "integers"),
         ("rsd_c(branches=x)", "numbers separated"),
         ("rsd_s(width=0)", "width=0"),
         ("dyspec(threshold=0)", "threshold=0"),
