@@ -55,11 +55,11 @@ class Pointer:
             for n in range(1, min(ngram, end) + 1):
                 self._places.setdefault(tuple(self.source[end - n : end]), []).append(end)
 
-    def expected(self) -> list[int]:
-        """The source from the pointer on; empty while it is lost and nothing is assumed."""
+    def expected(self, most: int) -> list[int]:
+        """Up to `most` tokens of the source from the pointer on; none while it is lost and nothing is assumed."""
         if self.lost and self.resume == "unique":
             return []
-        return self.source[self.at :]
+        return self.source[self.at : self.at + most]
 
     def advance(self, tokens: Seq[int]) -> None:
         """Follow the output."""
@@ -137,12 +137,13 @@ class Follow(SequenceDrafter):
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         notes: Notes = sequence.drafts
         pointer, chance, odds = notes.pointer, 1.0, [1.0]
-        for i in range(min(nodes, depth, len(pointer.expected()))):
+        expected = pointer.expected(min(nodes, depth))
+        for i in range(len(expected)):
             chance *= notes.odds(pointer.agreed + i)
             if i >= self._spare and chance < self.confidence:
                 break
             odds.append(chance)
-        notes.draft = pointer.expected()[: len(odds) - 1]
+        notes.draft = expected[: len(odds) - 1]
         chain = [sequence.tokens[-1], *notes.draft]
         return TokenTree(np.array(chain, np.int64), np.arange(-1, len(chain) - 1), odds=np.array(odds))
 

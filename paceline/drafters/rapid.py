@@ -56,6 +56,11 @@ class Reading(Draft):
 
     short: list[int] = field(default_factory=list)
 
+    def unread(self, text: list[int], prompt_length: int) -> list[int]:
+        """What the draft model has not read of the short context and the text behind the prompt."""
+        read = self.row.trunk
+        return self.short[read:] + text[prompt_length + max(0, read - len(self.short)) :]
+
 
 @method(
     name="rapid",
@@ -153,13 +158,12 @@ class Rapid(DraftModel):
         return np.stack([(self._table[text].float().mean(0) - middle).cpu().numpy() for text in texts])
 
     def _run(self, sequence: Sequence, nodes: int, depth: int) -> Run:
-        reading = sequence.drafts
-        text = reading.short + self.readable(sequence.tokens[sequence.prompt_length :])
+        reading: Reading = sequence.drafts
         # A step that is tried again finds its own first draft in the cache.
-        self._cache.crop(reading.row, len(text) - 1)
+        self._cache.crop(reading.row, len(reading.short) + sequence.generated - 1)
         limit = min(self.length or self._spare, nodes, depth, self.room(sequence))
-        pending, law = text[reading.row.trunk :], agreed(self, sequence.verifier)
-        return Run(sequence, reading.row, limit, sequence.state, pending, law=law)
+        pending, law = reading.unread(sequence.tokens, sequence.prompt_length), agreed(self, sequence.verifier)
+        return Run(sequence, reading.row, limit, sequence.state, self.readable(pending), law=law)
 
     def _load(self, target: CausalModel) -> CausalModel:
         return target if self.model is None else super()._load(target)

@@ -285,11 +285,11 @@ class Swift(SelfDraft):
         bench = self._bench
         if bench is None or bench.sequence is not sequence:
             bench = self._bench = self._copied(sequence)
-        text = sequence.tokens[sequence.prompt_length :]
-        tree = TokenTree.chain(text[0], text[1 : self.window])
+        text = sequence.tokens[sequence.prompt_length : sequence.prompt_length + self.window + 1]
+        tree = TokenTree.chain(text[0], text[1:-1])
         best = self._model.score(bench.cache, [bench.row], [tree], view=view).logits.argmax(-1)
         bench.cache.crop(bench.row, sequence.prompt_length)
-        return float(np.mean(best.cpu().numpy() == np.array(text[1 : self.window + 1])))
+        return float(np.mean(best.cpu().numpy() == np.array(text[1:])))
 
     def _copied(self, sequence: Sequence) -> Bench:
         assert sequence.cache is not None

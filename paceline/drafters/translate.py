@@ -71,14 +71,15 @@ class Speller:
         before, both = self.decode(context), self.decode([*context, *ids])
         return both[len(before) :] if both.startswith(before) and not before.endswith(BROKEN) else None
 
-    def extended(self, ids: list[int], text: str, added: str) -> list[int]:
-        """Ids of `text`, which are `ids` but for the characters `added` at its end."""
-        kept, anew = ids[:-ANEW], ids[-ANEW:]
-        if len(kept) >= CONTEXT and (last := self.behind(kept[-CONTEXT:], anew)) is not None:
+    def extended(self, ids: list[int], text: str, added: str) -> tuple[int, list[int]]:
+        """From where on the ids of `text`, which are `ids` but for the characters `added` at its end, are others."""
+        start = max(0, len(ids) - ANEW)
+        context = ids[max(0, start - CONTEXT) : start]
+        if len(context) == CONTEXT and (last := self.behind(context, ids[start:])) is not None:
             new = self.encode(last + added)
-            if self.behind(kept[-CONTEXT:], new) == last + added:
-                return kept + new
-        return self.whole(text)
+            if self.behind(context, new) == last + added:
+                return start, new
+        return 0, self.whole(text)
 
     def continued(self, ids: list[int], added: str) -> list[int]:
         """Ids that add some characters behind the few `ids` before; none where they cannot be spelled."""
@@ -98,13 +99,13 @@ class Reading:
     Attributes:
         own: the text in the draft model's tokens, a sequence of its own.
         text: the text, as far as `taken` tokens of the target go.
-        seen: tokens that the draft model has been given, its own draft included.
+        drafted: what the draft model wrote behind it.
     """
 
     own: Sequence
     text: str = ""
     taken: int = 0
-    seen: list[int] = field(default_factory=list)
+    drafted: list[int] = field(default_factory=list)
 
 
 @method(
@@ -180,9 +181,9 @@ class Translate(Drafter):
         readings = [sequences[i].drafts for i in ready]
         drafts = self._inner.propose([reading.own for reading in readings], [budget[i] for i in ready])
         for i, reading, draft in zip(ready, readings, drafts, strict=True):
-            drafted = draft.tokens[1:].tolist()
-            reading.seen = [*reading.own.tokens, *drafted]
-            trees[i] = TokenTree.chain(sequences[i].tokens[-1], self._spelled(sequences[i], drafted)[: min(budget[i])])
+            reading.drafted = draft.tokens[1:].tolist()
+            spelled = self._spelled(sequences[i], reading.drafted)
+            trees[i] = TokenTree.chain(sequences[i].tokens[-1], spelled[: min(budget[i])])
         return trees
 
     def end(self, sequence: Sequence) -> None:
@@ -206,22 +207,26 @@ class Translate(Drafter):
         text = self._written.decode(sequence.tokens) if added is None else reading.text + added
         if text.endswith(BROKEN):
             return False
-        tokens = reading.own.tokens
-        if text != reading.text:
-            tokens = self._read.whole(text) if added is None else self._read.extended(tokens, text, added)
+        own = reading.own.tokens
+        start, new = len(own), list[int]()
+        if added is None:
+            start, new = 0, self._read.whole(text)
+        elif added:
+            start, new = self._read.extended(own, text, added)
         reading.text, reading.taken = text, len(sequence.tokens)
-        self._rewrite(reading, tokens)
-        return bool(tokens)
+        self._rewrite(reading, start, new)
+        return bool(own)
 
-    def _rewrite(self, reading: Reading, tokens: list[int]) -> None:
-        """Give the draft model these tokens; it goes on from those it has seen, its own right guesses among them."""
-        reading.own.tokens = tokens
-        if reading.own.drafts is None:
-            if tokens:
-                self._inner.begin(reading.own)
-            return
-        common = sum(1 for _ in takewhile(bool, map(eq, reading.seen, tokens)))
-        self._inner.commit([Outcome(reading.own, TokenTree.empty(0), torch.empty(0), [0], tokens[common:])])
+    def _rewrite(self, reading: Reading, start: int, new: list[int]) -> None:
+        """Give the draft model other tokens from `start` on; it keeps what it has read, its right guesses included."""
+        own = reading.own
+        before, reading.drafted = [*own.tokens[start:], *reading.drafted], []
+        own.tokens[start:] = new
+        if own.drafts is not None:
+            common = sum(1 for _ in takewhile(bool, map(eq, before, new)))
+            self._inner.commit([Outcome(own, TokenTree.empty(0), torch.empty(0), [0], new[common:])])
+        elif own.tokens:
+            self._inner.begin(own)
 
     def _spelled(self, sequence: Sequence, drafted: list[int]) -> list[int]:
         """The draft model's tokens as the target's, up to the last whole character."""

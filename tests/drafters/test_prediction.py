@@ -45,7 +45,7 @@ def passes(source: list[int], output: list[int], drafter: str = "aggressive(afte
 def expected(source: list[int], output: list[int], resume: str, ngram: int = 3) -> list[int]:
     pointer = Pointer(source, ngram, resume)
     pointer.advance(output)
-    return pointer.expected()
+    return pointer.expected(99)
 
 
 def test_it_moves_along_while_the_output_agrees() -> None:

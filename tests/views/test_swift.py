@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -136,6 +137,18 @@ def test_the_set_outlives_a_request_and_its_bench_does_not() -> None:
     engine.generate(PROMPTS[2], max_new_tokens=20, ignore_eos=True, drafter=drafter)
     assert drafter.search.tried > tried
     assert drafter.search.score >= best
+
+
+def test_the_search_is_paid_for_in_drafting_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Swift(window=4, max_score=1.0)
+
+    def slow(sequence: object, view: Skip) -> float:
+        time.sleep(0.02)
+        return 0.5
+
+    monkeypatch.setattr(drafter, "agreement", slow)
+    stats = engine_of("fused", drafter).generate(PROMPTS[2], max_new_tokens=12, ignore_eos=True).stats
+    assert stats.draft >= 0.02 * drafter.search.tried > 0
 
 
 @pytest.mark.parametrize(("layers", "ratio", "count"), [(4, 0.45, 1), (5, 0.5, 3), (32, 0.45, 27), (12, 0.99, 19)])
