@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from paceline import Engine
 from paceline.models.causal import CausalModel, Scores
 from paceline.models.loading import load_model
 from paceline.tree import TokenTree
-from tests.drafters.support import llama
+from tests.drafters.support import PROMPTS, generated, llama
 
 LAYERS = 5
 PASSES = ("module", "fused")
@@ -24,6 +25,12 @@ def tapering(layers: int = LAYERS, **config: Any) -> Any:
             for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
                 matrix.weight *= 0.5**number
     return module
+
+
+@cache
+def greedy(count: int) -> list[list[int]]:
+    """What transformers generates with `tapering()` after each of `PROMPTS`."""
+    return [generated(tapering(), prompt, count) for prompt in PROMPTS]
 
 
 def model_of(path: str, **config: Any) -> CausalModel:

@@ -12,8 +12,8 @@ from paceline import Engine
 from paceline.drafters.del_exit import Del, Watch, tokens_per_layer
 from paceline.errors import BadRequest
 from paceline.models.loading import load_model
-from tests.drafters.support import PROMPTS, generated, results, start
-from tests.views.support import PASSES, engine_of, tapering
+from tests.drafters.support import PROMPTS, results, start
+from tests.views.support import PASSES, engine_of, greedy, tapering
 
 
 def test_tokens_per_layer_of_the_worked_example() -> None:
@@ -33,8 +33,7 @@ def test_a_layer_that_is_always_right_and_one_that_never_is() -> None:
 @pytest.mark.parametrize("knobs", [{}, {"threshold": False, "layer": 1, "memory": 1.0}, {"candidates": 2}])
 def test_text_equals_transformers(path: str, knobs: dict[str, Any]) -> None:
     engine = engine_of(path, Del(**knobs), max_rows=3)
-    expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
-    assert [result.tokens for result in results(engine, PROMPTS, max_new_tokens=24)] == expected
+    assert [result.tokens for result in results(engine, PROMPTS, max_new_tokens=24)] == greedy(24)
 
 
 def perfect_from(layer: int) -> Any:

@@ -15,7 +15,7 @@ from paceline.models.loading import load_model
 from paceline.models.quantised import Int4, Int8, quantised
 from paceline.testing.running import finish
 from tests.drafters.support import PROMPTS, generated, llama, results, start
-from tests.views.support import PASSES, engine_of, scored, tapering
+from tests.views.support import PASSES, engine_of, greedy, scored, tapering
 
 DRAFTS: dict[str, Any] = {
     "early exit": lambda: EarlyExit(layer=2, confidence=0.0),
@@ -28,11 +28,10 @@ DRAFTS: dict[str, Any] = {
 @pytest.mark.parametrize("path", PASSES)
 @pytest.mark.parametrize("name", DRAFTS)
 def test_text_equals_transformers_alone_and_in_a_batch(name: str, path: str) -> None:
-    expected = [generated(tapering(), prompt, 30) for prompt in PROMPTS]
     engine = engine_of(path, DRAFTS[name](), max_rows=3)
-    assert engine.generate(PROMPTS[0], max_new_tokens=30).tokens == expected[0]
+    assert engine.generate(PROMPTS[0], max_new_tokens=30).tokens == greedy(30)[0]
     found = results(engine, PROMPTS, max_new_tokens=30)
-    assert [result.tokens for result in found] == expected
+    assert [result.tokens for result in found] == greedy(30)
     assert sum(result.stats.accepted for result in found) > 20
 
 

@@ -15,20 +15,19 @@ from paceline.drafters.swift import EVERY, WIDTHS, Search, Swift
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.views import Skip
 from paceline.tree import TokenTree
-from tests.drafters.support import PROMPTS, generated, results, start
-from tests.views.support import LAYERS, PASSES, engine_of, tapering
+from tests.drafters.support import PROMPTS, results, start
+from tests.views.support import LAYERS, PASSES, engine_of, greedy, tapering
 
 
 @pytest.mark.parametrize("path", PASSES)
 def test_text_is_kept_under_any_set(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
     generator = np.random.default_rng(3)
     drafter = Swift(confidence=0.0, length=4, tries=0)
     engine = engine_of(path, drafter, max_rows=3)
     for _ in range(4):
         attention, mlp = (frozenset(np.flatnonzero(generator.random(LAYERS) < 0.4).tolist()) for _ in range(2))
         drafter._skipped = Skip(attention, mlp)
-        assert [result.tokens for result in results(engine, PROMPTS, max_new_tokens=24)] == expected
+        assert [result.tokens for result in results(engine, PROMPTS, max_new_tokens=24)] == greedy(24)
 
 
 @pytest.mark.parametrize("path", PASSES)
@@ -36,7 +35,7 @@ def test_text_is_kept_while_sets_change(path: str) -> None:
     drafter = Swift(window=4, confidence=0.1, max_score=1.0)
     engine = engine_of(path, drafter, max_rows=3)
     found = results(engine, PROMPTS, max_new_tokens=24)
-    assert [result.tokens for result in found] == [generated(tapering(), prompt, 24) for prompt in PROMPTS]
+    assert [result.tokens for result in found] == greedy(24)
     assert drafter.search.tried > 10
     assert 0 < sum(r.stats.accepted for r in found) < sum(r.stats.drafted for r in found)
 
@@ -91,10 +90,9 @@ def test_the_chain_comes_first_then_what_promises_most() -> None:
 
 @pytest.mark.parametrize("path", PASSES)
 def test_text_with_siblings_is_kept(path: str) -> None:
-    expected = [generated(tapering(), prompt, 24) for prompt in PROMPTS]
     engine = engine_of(path, Swift(window=4, confidence=0.3, siblings=True), max_rows=3, nodes=9)
     found = results(engine, PROMPTS, max_new_tokens=24)
-    assert [result.tokens for result in found] == expected
+    assert [result.tokens for result in found] == greedy(24)
     chain = results(engine, PROMPTS, max_new_tokens=24, drafter=Swift(window=4, confidence=0.3))
     assert sum(r.stats.forward_passes for r in found) < sum(r.stats.forward_passes for r in chain)
     options: dict[str, Any] = {"max_new_tokens": 20, "temperature": 0.8, "seed": 3, "repetition_penalty": 1.2}
