@@ -130,13 +130,19 @@ def _median(name: str) -> Callable[[Row, str], float | None]:
     return lambda row, mode: found.median if (found := getattr(row, name).get(mode)) is not None else None
 
 
+def _decode(speed_up: SpeedUp) -> float:
+    return speed_up.decode.median
+
+
 COLUMNS = (
     Column("tokens/s", "tokens/s", _median("rate"), number),
-    Column("decode", "decode", _median("decode_rate"), number),
     Column("× plain", "× own", _times(OWN_PLAIN), "{:.2f}".format),
-    Column("× decode", None, _times(OWN_PLAIN, lambda s: s.decode.median), "{:.2f}".format),
     Column("× HF plain", "× hf", _times(PEER_PLAIN), "{:.2f}".format),
     Column("× HF best", "× best", _times(PEER_BEST), "{:.2f}".format),
+    Column("decode", "decode", _median("decode_rate"), number),
+    Column("decode × plain", None, _times(OWN_PLAIN, _decode), "{:.2f}".format),
+    Column("decode × HF plain", None, _times(PEER_PLAIN, _decode), "{:.2f}".format),
+    Column("decode × HF best", None, _times(PEER_BEST, _decode), "{:.2f}".format),
     Column("per pass", "pass", lambda row, mode: row.tokens_per_pass, "{:.2f}".format),
     Column("kept", None, lambda row, mode: kept(row), "{:.0%}".format),
     Column("other", "other", lambda row, mode: row.overhead, "{:.0%}".format),
@@ -145,9 +151,10 @@ COLUMNS = (
     Column("runs", None, lambda row, mode: row.samples - row.unstable, "{:.0f}".format),
 )
 NOTES = (
-    "tokens/s: median of end-to-end speed; decode: without the time to the first token (first).",
+    "tokens/s: median of end-to-end speed; decode: the same without the prompt, that is without the time to the first "
+    "token (first).",
     "×: median of the ratios of runs of the same prompt at the same memory bandwidth, against Paceline's plain "
-    "decoding (end to end, and decoding alone), transformers' (HF) plain decoding, and the best of its modes.",
+    "decoding, transformers' (HF) plain decoding, and the fastest of its modes, first end to end, then decoding alone.",
     "per pass: tokens a forward pass, bonus token included; kept: share of drafts whose first token was kept; other: "
     "share of decoding outside the target's passes.",
     "memory: the model, what the method keeps for itself, and the most that a run needed beside.",
