@@ -214,6 +214,8 @@ class ADED(SequenceDrafter):
                 raise BadRequest(f"aded({name}={value}): an integer of at least 1 is needed")
         if self.tail < 3:
             raise BadRequest(f"aded(tail={self.tail}): an integer of at least 3, a tri-gram, is needed")
+        if not self.c1 >= 0:
+            raise BadRequest(f"aded(c1={self.c1}): a number of at least 0 is needed")
         for name in ("c2", "step", "cap"):
             if not getattr(self, name) > 0:
                 raise BadRequest(f"aded({name}={getattr(self, name)}): a number above 0 is needed")

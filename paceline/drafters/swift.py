@@ -234,8 +234,9 @@ class Swift(SelfDraft):
         for name, least in (("window", 1), ("patience", 1), ("tries", 0)):
             if getattr(self, name) < least:
                 raise BadRequest(f"swift({name}={getattr(self, name)}): an integer of at least {least} is needed")
-        if self.kappa < 0:
-            raise BadRequest(f"swift(kappa={self.kappa}): a number of at least 0 is needed")
+        for name in ("kappa", "max_score"):
+            if not getattr(self, name) >= 0:
+                raise BadRequest(f"swift({name}={getattr(self, name)}): a number of at least 0 is needed")
         if self.siblings:
             self.shape, self.drafts = "tree", TREE_LAWS
 

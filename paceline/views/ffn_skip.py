@@ -58,6 +58,8 @@ class FFNSkip(ViewRule):
     recheck: int | None = None
 
     def __post_init__(self) -> None:
+        if not self.similarity >= -1:
+            raise BadRequest(f"ffn_skip(similarity={self.similarity}): a number of at least -1 is needed")
         if not 0 <= self.cap <= 1:
             raise BadRequest(f"ffn_skip(cap={self.cap}): a number from 0 to 1 is needed")
         for name, least in (("cold", 0), ("warm", 0), ("recheck", 1)):

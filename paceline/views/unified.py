@@ -42,7 +42,7 @@ class Unified(ViewRule):
     speedup: float = 2.0
 
     def __post_init__(self) -> None:
-        if self.speedup < 1:
+        if not self.speedup >= 1:
             raise BadRequest(f"unified(speedup={self.speedup}): a number of at least 1 is needed")
 
     def check(self, layers: int) -> None:

@@ -164,6 +164,7 @@ def test_repeats_of_a_phrase_are_accepted_more_and_more() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
+        ({"c1": -1.0}, "c1=-1.0"),
         ({"c2": 0.0}, "c2=0.0"),
         ({"iterations": 0}, "iterations=0"),
         ({"nodes": 0}, "nodes=0"),

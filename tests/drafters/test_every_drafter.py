@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import typing
 from functools import cache
 from typing import Any
 
@@ -9,7 +11,8 @@ import numpy as np
 import pytest
 from exact.cases import DRAFTERS, TARGET, VOCABULARY
 
-from paceline import Engine
+from paceline import Engine, registry
+from paceline.errors import BadRequest
 from paceline.sequence import Sequence
 from paceline.testing import TabularModel
 from paceline.testing.running import submit
@@ -68,3 +71,18 @@ def test_texts_are_those_of_plain_decoding(name: str) -> None:
         # The last pass may end in a drafted token.
         assert stats.tokens - stats.accepted in (stats.forward_passes - 1, stats.forward_passes)
         assert stats.tokens == len(text)
+
+
+KNOBS = [
+    (method, name)
+    for method in (*registry.methods("drafter"), *registry.methods("view"))
+    for name, hint in typing.get_type_hints(method.cls).items()
+    if name in registry.fields(method) and float in (hint, *typing.get_args(hint))
+]
+
+
+@pytest.mark.parametrize(("method", "name"), KNOBS, ids=[f"{method.name}-{name}" for method, name in KNOBS])
+def test_a_knob_that_is_no_number_is_refused(method: registry.Method, name: str) -> None:
+    others = dict.fromkeys(registry.required(method), "x")
+    with pytest.raises(BadRequest, match=rf"{name}=nan"):
+        registry.construct(method, {**others, name: math.nan})

@@ -185,6 +185,7 @@ def test_less_is_lost_without_mlps_than_without_layers() -> None:
         ("skipdecode(warm=3, least=2)", "warm=3"),
         ("ffn_skip(cold=3)", "cold=3.*at most 2"),
         ("ffn_skip(cap=1.5)", "cap=1.5"),
+        ("ffn_skip(similarity=-2)", "similarity=-2"),
         ("ffn_skip(recheck=0)", "recheck=0"),
         ("unifed", "did you mean 'unified'"),
     ],

@@ -211,6 +211,7 @@ def test_when_the_search_ends(knobs: dict[str, Any], report: list[float], ends: 
         ({"tries": -1}, "tries=-1"),
         ({"patience": 0}, "patience=0"),
         ({"kappa": -1.0}, "kappa=-1.0"),
+        ({"max_score": np.nan}, "max_score=nan"),
         ({"confidence": 2.0}, "confidence=2.0"),
         ({"length": 0}, "length=0"),
     ],
