@@ -104,7 +104,7 @@ def _ask(sequence: Sequence, tree: TokenTree, logits: torch.Tensor) -> Question:
         answer = rows.argmax(-1)
     elif isinstance(verifier, MatchVerifier):
         positions = [sequence.generated + int(depth) for depth in tree.depth]
-        answer = verifier.choose(rows, [sequence.chance] * len(tree), positions).reshape(len(tree))
+        answer = verifier.choose(rows, sequence.chance, positions).reshape(len(tree))
     else:
         answer, chosen = rows.log_softmax(-1).flatten(), False
     peeked = sequence.drafter.peek(sequence, tree, logits, rows)
@@ -151,7 +151,7 @@ def _unverified(sequence: Sequence, judged: Judged, behind: Seq[int], logits: to
         # The history is that of the text, whatever stands in the tree.
         row = pipeline.transform(logits[node : node + 1], [states[-1]])
         position = sequence.generated + len(run)
-        chosen = row.argmax(-1) if pipeline.greedy else verifier.choose(row, [sequence.chance], [position])
+        chosen = row.argmax(-1) if pipeline.greedy else verifier.choose(row, sequence.chance, [position])
         text = [*sequence.tokens, *run, int(chosen)]
         if not verifier.trusts(row[0].log_softmax(-1), text, len(run) + 1 - len(judged.path)):
             break

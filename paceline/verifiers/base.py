@@ -100,12 +100,12 @@ class MatchVerifier(Verifier):
     judges = ("shared", "distinct", "replacement", "chains", "top", "fixed")
 
     @abstractmethod
-    def choose(self, scores: torch.Tensor, chances: Sequence[Chance], positions: Sequence[int]) -> torch.Tensor:
-        """Tokens `[n]` chosen at n nodes of any number of sequences, on the device of `scores` (no sync).
+    def choose(self, scores: torch.Tensor, chance: Chance, positions: Sequence[int]) -> torch.Tensor:
+        """Tokens `[n]` chosen at n nodes of a sequence, on the device of `scores` (no sync).
 
         Args:
             scores: `[n, V]` unnormalised policy scores.
-            chances: the randomness of each node's sequence.
+            chance: the sequence's randomness.
             positions: output position of each node's successor.
         """
 
@@ -121,4 +121,15 @@ class MatchVerifier(Verifier):
 
     def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
         positions = [position + int(d) for d in tree.depth]
-        return self.walk(tree, self.choose(logp, [chance] * len(tree), positions).tolist(), chance, position)
+        return self.walk(tree, self.choose(logp, chance, positions).tolist(), chance, position)
+
+
+def longest_prefix(kept: torch.Tensor, best: torch.Tensor) -> Verdict:
+    """A chain up to its first refused token, and the best token in its place or, if none is refused, behind the chain.
+
+    Args:
+        kept: `[N]` bool, whether a drafted token in itself is good enough.
+        best: `[N + 1]` int64, the best token at the root and after each of them.
+    """
+    count = int(kept.cumprod(0).sum())
+    return Verdict(list(range(count + 1)), int(best[count]))

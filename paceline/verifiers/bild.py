@@ -24,7 +24,7 @@ from paceline.chance import Chance
 from paceline.errors import BadRequest, Unsupported
 from paceline.registry import Guarantee, method
 from paceline.tree import TokenTree
-from paceline.verifiers.base import Verdict, Verifier
+from paceline.verifiers.base import Verdict, Verifier, longest_prefix
 
 
 @method(
@@ -64,6 +64,4 @@ class BiLD(Verifier):
         best = logp.argmax(-1)
         distance = -logp[:-1].gather(-1, drafted[:, None])[:, 0]
         distant = (distance > self.rollback) | distance.isinf()  # what the policy rules out is never kept
-        refused = (distant & (drafted != best[:-1])).tolist()
-        kept = refused.index(True) if True in refused else len(refused)
-        return Verdict(list(range(kept + 1)), int(best[kept]))
+        return longest_prefix(~distant | (drafted == best[:-1]), best)

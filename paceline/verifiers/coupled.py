@@ -33,12 +33,5 @@ from paceline.verifiers.base import MatchVerifier
 class Coupled(MatchVerifier):
     """Gumbel-coupled choice of one token a node."""
 
-    def choose(self, scores: torch.Tensor, chances: Sequence[Chance], positions: Sequence[int]) -> torch.Tensor:
-        groups: list[tuple[Chance, int, int]] = []
-        for i, chance in enumerate(chances):
-            if groups and groups[-1][0] is chance:
-                groups[-1] = (chance, groups[-1][1], i + 1)
-            else:
-                groups.append((chance, i, i + 1))
-        chosen = [chance.couple(scores[a:b], positions[a:b]) for chance, a, b in groups]
-        return torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+    def choose(self, scores: torch.Tensor, chance: Chance, positions: Sequence[int]) -> torch.Tensor:
+        return chance.couple(scores, positions)

@@ -51,9 +51,9 @@ class Lantern(SiblingVerifier):
 
     Attributes:
         delta: most probability borrowed; 0 is lossless, above 1 a multiple of the token's own probability.
-        neighbours: how many nearest tokens may lend (K), fewer than the vocabulary has. table: `[V, >= K]` integers,
-        each token's neighbours, nearest first and without itself, or a `.npy` file of them;
-            by default found in the target's embedding.
+        neighbours: how many nearest tokens may lend (K), fewer than the vocabulary has.
+        table: `[V, >= K]` integers, each token's neighbours, nearest first and without itself, or a `.npy` file of
+            them; by default found in the target's embedding, a token's when it is first drafted.
     """
 
     delta: float = 0.1

@@ -20,7 +20,7 @@ import torch
 from paceline.errors import BadRequest
 from paceline.registry import Guarantee, method
 from paceline.tree import TokenTree
-from paceline.verifiers.base import Verdict
+from paceline.verifiers.base import Verdict, longest_prefix
 from paceline.verifiers.siblings import Sibling, SiblingVerifier, sequential_rejection
 
 
@@ -70,6 +70,4 @@ class Lenient(SiblingVerifier):
         drafted = torch.from_numpy(tree.tokens[1:])
         own = logp[:-1].gather(-1, drafted[:, None])[:, 0]
         likely = own > best.values[:-1] + math.log(self.lenience)
-        refused = (~likely & (drafted != best.indices[:-1])).tolist()
-        kept = refused.index(True) if True in refused else len(refused)
-        return Verdict(list(range(kept + 1)), int(best.indices[kept]))
+        return longest_prefix(likely | (drafted == best.indices[:-1]), best.indices)

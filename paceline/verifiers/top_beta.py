@@ -23,7 +23,7 @@ from paceline.chance import Chance
 from paceline.errors import BadRequest, Unsupported
 from paceline.registry import Guarantee, method
 from paceline.tree import TokenTree
-from paceline.verifiers.base import Verdict, Verifier
+from paceline.verifiers.base import Verdict, Verifier, longest_prefix
 
 
 @method(
@@ -70,5 +70,4 @@ class TopBeta(Verifier):
         better = (logp[:-1] > own).sum(-1).clamp_min(1)
         close = best.values[:-1] - own[:, 0] <= self.tau  # infinite where the policy rules the token out
         kept = (drafted == best.indices[:-1]) | ((better < self.beta) & close & own[:, 0].isfinite())
-        count = int(kept.cumprod(0).sum())
-        return Verdict(list(range(count + 1)), int(best.indices[count]))
+        return longest_prefix(kept, best.indices)

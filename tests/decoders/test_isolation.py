@@ -104,7 +104,7 @@ class FailingVerifier(Verifier):
 
 
 class FailingMatch(MatchVerifier):
-    def choose(self, scores: torch.Tensor, chances: Sequence[Chance], positions: Sequence[int]) -> torch.Tensor:
+    def choose(self, scores: torch.Tensor, chance: Chance, positions: Sequence[int]) -> torch.Tensor:
         raise Fault("choose")
 
 

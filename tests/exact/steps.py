@@ -86,7 +86,7 @@ def judged(
     if not isinstance(verifier, MatchVerifier):
         return verifier.verify(lazy, rows, chance, 0), lazy
     at = Computed(lambda node: len(lazy.path(node)) - 1)
-    chosen: Any = Computed(lambda node: int(verifier.choose(rows[node][None], [chance], [at[node]])))
+    chosen: Any = Computed(lambda node: int(verifier.choose(rows[node][None], chance, [at[node]])))
     return verifier.walk(lazy, chosen, chance, 0), lazy
 
 

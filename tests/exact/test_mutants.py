@@ -118,9 +118,13 @@ MUTANTS: dict[str, Mutants] = {
         "always keeps a prefix that is sure": ("chance_of", "mass / whole", "prefix"),
     },
     "coupled": {
-        "noise of one position for all": ("choose", "positions[a:b]", "[0] * (b - a)"),
-        "noise shared by neighbouring positions": ("choose", "positions[a:b]", "[t // 2 for t in positions[a:b]]"),
-        "no noise": ("choose", "chance.couple(scores[a:b], positions[a:b])", "scores[a:b].argmax(-1)"),
+        "noise of one position for all": ("choose", "(scores, positions)", "(scores, [0] * len(positions))"),
+        "noise shared by neighbouring positions": (
+            "choose",
+            "(scores, positions)",
+            "(scores, [t // 2 for t in positions])",
+        ),
+        "no noise": ("choose", "chance.couple(scores, positions)", "scores.argmax(-1)"),
         "bonus from the wrong row": ("walk", "int(chosen[node])", "int(chosen[path[len(path) // 2]])"),
         "bonus always from the root": ("walk", "int(chosen[node])", "int(chosen[0])"),
         "takes the first child": ("walk", "if tree.tokens[c] == chosen[node]", "if True"),
