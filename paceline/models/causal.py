@@ -185,8 +185,7 @@ class CausalModel:
             self.offers |= {"views"}
         # oneDNN computes up to six rows in the time of one; a GPU has room for a full tile of its matrix units.
         self.spare = 5 if self.device.type == "cpu" else 31
-        lengths = (getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions"))
-        self.context = int(next((length for length in lengths if length), 2048))
+        self.context = _context(self.config)
 
     def attention_windows(self) -> dict[str, int | None]:
         """Sliding window of each attention layer type (`None`: unlimited). Raises `Unsupported` for other layers."""
@@ -376,6 +375,21 @@ def _weight_bytes(module: Any) -> int:
     if table is not None and head is not None and table.weight.data_ptr() != head.weight.data_ptr():
         weights.pop(table.weight.data_ptr(), None)
     return sum(weights.values())
+
+
+def _context(config: Any) -> int:
+    """Tokens that a text may have.
+
+    LongRoPE changes the rotation of all positions of a pass once one of them lies beyond the length of the original
+    training, so that what a text says would depend on how it was cut into passes: such models stay within that length.
+    """
+    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    longest = int(next((length for length in lengths if length), 2048))
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") != "longrope":
+        return longest
+    own = rope.get("original_max_position_embeddings")
+    return min(longest, int(own or getattr(config, "original_max_position_embeddings", None) or longest))
 
 
 def _starts(nodes: Seq[Nodes]) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +130,13 @@ def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = 
 
     try:
         return AutoTokenizer.from_pretrained(resolve(str(source)), trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        if tokenizer is not None:
-            raise BadRequest(f"tokenizer: {tokenizer!r} cannot be loaded: {_first_line(error)}") from error
+    except BadRequest as error:
+        if tokenizer is None:
+            return None  # a module in hand whose folder is gone
+        raise BadRequest(f"tokenizer: {tokenizer!r} cannot be loaded: {error}") from error
+    except Exception as error:  # as in `_from_folder`
+        if tokenizer is not None or any(Path(source).expanduser().glob("tokenizer.*")):
+            raise BadRequest(f"tokenizer: {str(source)!r} cannot be loaded: {_first_line(error)}") from error
         return None
 
 
@@ -144,14 +147,47 @@ def _from_folder(folder: str, name: str, dtype: torch.dtype | None, trust: bool,
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=trust, use_safetensors=None if allow_pickle else True
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            trust_remote_code=trust,
+            use_safetensors=None if allow_pickle else True,
+            ignore_mismatched_sizes=True,  # they are refused below, by name
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, json.JSONDecodeError) as error:
-        raise ModelError(f"model: {name!r} cannot be loaded: {_first_line(error)}") from error
+    except Exception as error:  # whatever foreign code raises about files, formats and packages that it misses
+        raise ModelError(f"model: {name!r} cannot be loaded: {_first_line(error)}{_advice(folder)}") from error
     finally:
         if bars:
             logging.enable_progress_bar()
+    module, found = loaded
+    _complete(name, found)
+    return module
+
+
+def _complete(name: str, found: dict[str, Any]) -> None:
+    """Refuse a checkpoint that lacks weights: transformers would draw them at random. Raises `ModelError`."""
+    shapes = [f"{key} is {list(given)}, not {list(wanted)}" for key, given, wanted in found["mismatched_keys"]]
+    if shapes:
+        raise ModelError(f"model: {name!r} does not fit its config.json: {_few(shapes)}")
+    if found["missing_keys"]:
+        raise ModelError(
+            f"model: the checkpoint {name!r} lacks {_few(sorted(found['missing_keys']))}; "
+            "a whole model with a language-model head is needed"
+        )
+
+
+def _few(items: list[str], most: int = 3) -> str:
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more
+
+
+def _advice(folder: str) -> str:
+    """What to do about a folder whose weights are not safetensors."""
+    pickled = sorted(path.name for path in Path(folder).glob("*.bin")) if Path(folder).is_dir() else []
+    if not pickled or any(Path(folder).glob("*.safetensors")):
+        return ""
+    return f"; {pickled[0]} is a pickle, which may run code when it is read: allow_pickle=True accepts it"
 
 
 def _first_line(error: BaseException) -> str:
