@@ -55,7 +55,7 @@ TREES: dict[str, tuple[Shape, ...]] = {
         Shape(3, (3, 3)),
         Shape(4, (3, 3), ruled_out=1),
         Shape(5, (3,)),
-        Shape(5, (3, 3), (0, 2), ruled_out=1),
+        Shape(5, (3, 3), (0, 1), ruled_out=1),
     ),
     "sequoia": (
         Shape(4, (3,), seed=12),
@@ -87,7 +87,7 @@ TREES: dict[str, tuple[Shape, ...]] = {
         Shape(5, (3, 3)),
         Shape(5, (3, 3), (1, 2), ruled_out=1),
     ),
-    "coupled": (Shape(4, (3,)), Shape(3, (3, 3)), Shape(4, (3, 3), (1,))),
+    "coupled": (Shape(4, (3,)), Shape(3, (3, 3)), Shape(4, (3, 3), (1,)), Shape(5, (3, 3), (2,))),
 }
 #: Chains, whose verifiers judge no trees.
 CHAINS: dict[str, tuple[Shape, ...]] = {
