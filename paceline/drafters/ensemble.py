@@ -64,6 +64,16 @@ class Ensemble(Drafter):
         sequence.drafts.sizes = [len(part) for part in parts]
         return torch.cat([part.double() for part in parts])
 
+    def late(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
+        """What a member drew behind its own tree, if that is the one that was scored, or both are empty."""
+        for i, own in enumerate(sequence.drafts.trees):
+            if own is tree or (own is not None and own.drafted == tree.drafted == 0):
+                with self._view(i, [sequence]):
+                    found = self.members[i].late(sequence, tree)
+                if found.late is not None:
+                    return found
+        return tree
+
     def observe(self, outcomes: Seq[Outcome]) -> None:
         sequences = [outcome.sequence for outcome in outcomes]
         parts = [outcome.peeked.split(outcome.sequence.drafts.sizes) for outcome in outcomes]

@@ -141,6 +141,17 @@ def test_the_proof_sees_a_late_token_that_is_taken_unseen(monkeypatch: pytest.Mo
     assert distance(tried(TARGET, DRAFT, "rejection").law, wanted) > 1e-3
 
 
+def test_a_late_token_is_tried_in_an_ensemble_too() -> None:
+    def make() -> Turns:
+        model = TabularModel(lambda prefix: Q.log(), VOCABULARY, name="draft")
+        return Turns("none", Pearl(model, length=2, threads=False))
+
+    engine, sampled = tabular(lambda prefix: P.log()), POLICIES["none"]()
+    result = decoded(engine, PROMPT, 3, make, Rejection(), sampled)
+    assert result.drafted == pytest.approx(0.7, abs=1e-9)
+    assert distance(result.law, autoregressive(engine.model, sampled, PROMPT, 3)) < 1e-9
+
+
 # -- what a round costs ---------------------------------------------------------------------------------------
 
 
