@@ -18,6 +18,13 @@ def main() -> None:
     """Train small models on this machine."""
 
 
+def _folder(model: Path) -> Path:
+    """The folder given, or that of the pocket model of this name."""
+    from paceline.models.loading import POCKET
+
+    return POCKET / model if not model.exists() and (POCKET / model / "config.json").is_file() else model
+
+
 @app.command("lm")
 def lm(
     out: Annotated[Path, typer.Option(help="Folder for the trained model.")],
@@ -25,7 +32,9 @@ def lm(
     minutes: Annotated[float | None, typer.Option(help="Budget in minutes of work.")] = None,
     tokens: Annotated[int | None, typer.Option(help="Budget in tokens.")] = None,
     steps: Annotated[int | None, typer.Option(help="Budget in optimizer steps.")] = None,
-    teacher: Annotated[Path | None, typer.Option(help="Distil from the model in this folder.")] = None,
+    teacher: Annotated[
+        Path | None, typer.Option(help="Distil from the model in this folder, or a pocket model.")
+    ] = None,
     own_text: Annotated[
         float | None, typer.Option(help="Part of its lessons that the teacher writes itself [default: 0.6].")
     ] = None,
@@ -64,6 +73,7 @@ def lm(
     from paceline.training.lm import LMConfig
     from paceline.training.recipe import Recipe, run
 
+    teacher = _folder(teacher) if teacher is not None else None
     for name, folder in [*(("corpus", path) for path in corpus or ()), ("extra", extra), ("teacher", teacher)]:
         if folder is not None and not folder.is_dir():
             raise BadRequest(f"{name}: {str(folder)!r} is not a folder")
@@ -93,7 +103,7 @@ def lm(
 
 @app.command("evaluate")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of a trained model.")],
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model, or a pocket model.")],
     work: Annotated[Path, typer.Option(help="The work folder with its held-out text, validation.bin.")],
     dtype: o.Dtype = None,
 ) -> None:
@@ -104,6 +114,7 @@ def evaluate(
     from paceline.models.loading import pick_device, pick_dtype
     from paceline.training.evaluate import model_bits_per_byte, size, unpack, xz_bits_per_byte
 
+    model = _folder(model)
     for name, path in (("model", model / "config.json"), ("work", work / "validation.bin")):
         if not path.is_file():
             raise BadRequest(f"{name}: there is no {str(path)!r}; `paceline train lm` makes one")
