@@ -64,6 +64,19 @@ def test_the_law_is_kept_where_late_drafts_follow_late_drafts() -> None:
     assert result.drafted > 0.5
 
 
+@pytest.mark.parametrize("verifier", ["rejection", "block", "spectr"])
+def test_the_law_of_long_drafts_is_kept(verifier: str) -> None:
+    """Four tokens of two possible ones, three a draft: late tokens behind nothing, behind a chain, and refused."""
+    engine, sampled = tabular(random_table(2, seed=1), 2), POLICIES["none"]()
+
+    def make() -> Pearl:
+        return Pearl(TabularModel(random_table(2, seed=2), 2, name="draft"), length=3, threads=False)
+
+    result = decoded(engine, [0], 4, make, registry.build("verifier", verifier), sampled)
+    assert distance(result.law, autoregressive(engine.model, sampled, [0], 4)) < 1e-9
+    assert result.accepted > 0.3
+
+
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.9}, {"temperature": 0.9, "verifier": "rejection"}])
 @pytest.mark.parametrize("length", [1, 4])
 def test_threads_change_nothing(length: int, settings: dict[str, Any]) -> None:

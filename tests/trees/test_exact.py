@@ -67,6 +67,17 @@ def test_the_law_is_kept_over_two_tokens(verifier: str, name: str) -> None:
     assert distance(run(name, verifier, 2).law, wanted(2)) < 1e-9
 
 
+@pytest.mark.parametrize("budget", [1, 3, 4])
+@pytest.mark.parametrize("tree", ["dyspec", "dyspec(threshold=0.2)", "sequoia", "rsd_s(width=2)"])
+def test_the_budget_does_not_touch_the_law(tree: str, budget: int) -> None:
+    def make() -> Drafter:
+        return DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), tree=tree, budget=budget)
+
+    found = decoded(ENGINE, PROMPT, 2, make, registry.build("verifier", "recursive"), SAMPLED)
+    assert distance(found.law, wanted(2)) < 1e-9
+    assert found.drafted > 0
+
+
 @pytest.mark.parametrize("uniform", [1e-6, 0.3, 0.7, 1 - 1e-6])
 def test_the_law_is_kept_whatever_the_values_of_the_beams(uniform: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Given the numbers that decide which places are filled, the tokens follow the laws they report."""
