@@ -2,7 +2,8 @@
 
 Three altitudes. `MatchVerifier` needs only the token that the policy chooses at every node and walks the tree
 while a child carries it. `paceline.verifiers.siblings.SiblingVerifier` accepts or refuses the children of a node one
-after the other. A general `Verifier` reads whole distributions.
+after the other. A general `Verifier` reads whole distributions. Beside them, `GreedyVerifier` is for rules of greedy
+decoding that relax it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from paceline.chance import Chance
+from paceline.errors import Unsupported
 from paceline.tree import TokenTree
 
 if TYPE_CHECKING:
@@ -88,6 +90,17 @@ class Verifier(ABC):
             logp: `[N + 1, V]` float CPU tensor, log-softmax of the policy's scores at every node (temperature 1).
         """
         raise NotImplementedError(f"{type(self).__name__} has no rule for greedy policies")
+
+
+class GreedyVerifier(Verifier):
+    """A verifier of greedy decoding alone, which need not follow the best tokens; subclasses have `verify_greedy`."""
+
+    judges = ("fixed",)
+    choices = frozenset({"greedy"})
+    walks_greedily = False
+
+    def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
+        raise Unsupported(f"{type(self).__name__} judges greedy decoding only; set temperature=0")
 
 
 class MatchVerifier(Verifier):

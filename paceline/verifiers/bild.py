@@ -20,11 +20,10 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline.chance import Chance
-from paceline.errors import BadRequest, Unsupported
+from paceline.errors import BadRequest
 from paceline.registry import Guarantee, method
 from paceline.tree import TokenTree
-from paceline.verifiers.base import Verdict, Verifier, longest_prefix
+from paceline.verifiers.base import GreedyVerifier, Verdict, longest_prefix
 
 
 @method(
@@ -38,7 +37,7 @@ from paceline.verifiers.base import Verdict, Verifier, longest_prefix
     knob="rollback",
 )
 @dataclass(frozen=True)
-class BiLD(Verifier):
+class BiLD(GreedyVerifier):
     """Rollback at the first distant token.
 
     Attributes:
@@ -47,17 +46,11 @@ class BiLD(Verifier):
 
     rollback: float = 5.0
 
-    judges = ("fixed",)
     shapes = frozenset({"chain"})
-    choices = frozenset({"greedy"})
-    walks_greedily = False
 
     def __post_init__(self) -> None:
         if not self.rollback >= 0:
             raise BadRequest(f"bild(rollback={self.rollback}): a number of at least 0 (nats) is needed")
-
-    def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
-        raise Unsupported("verifier 'bild' judges greedy decoding only; set temperature=0")
 
     def verify_greedy(self, tree: TokenTree, logp: torch.Tensor) -> Verdict:
         drafted = torch.from_numpy(tree.tokens[1:])

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline.chance import Chance
-from paceline.errors import BadRequest, Unsupported
+from paceline.errors import BadRequest
 from paceline.registry import Guarantee, method
 from paceline.tree import TokenTree
-from paceline.verifiers.base import Verdict, Verifier, longest_prefix
+from paceline.verifiers.base import GreedyVerifier, Verdict, longest_prefix
 
 
 @method(
@@ -37,7 +36,7 @@ from paceline.verifiers.base import Verdict, Verifier, longest_prefix
     knob="tau",
 )
 @dataclass(frozen=True)
-class TopBeta(Verifier):
+class TopBeta(GreedyVerifier):
     """Acceptance by rank and likelihood gap.
 
     Attributes:
@@ -48,19 +47,13 @@ class TopBeta(Verifier):
     beta: int = 5
     tau: float = 3.0
 
-    judges = ("fixed",)
     shapes = frozenset({"chain"})
-    choices = frozenset({"greedy"})
-    walks_greedily = False
 
     def __post_init__(self) -> None:
         if self.beta < 1:
             raise BadRequest(f"top_beta(beta={self.beta}): an integer of at least 1 is needed")
         if not self.tau >= 0:
             raise BadRequest(f"top_beta(tau={self.tau}): a number of at least 0 (nats) is needed")
-
-    def verify(self, tree: TokenTree, logp: torch.Tensor, chance: Chance, position: int) -> Verdict:
-        raise Unsupported("verifier 'top_beta' judges greedy decoding only; set temperature=0")
 
     def verify_greedy(self, tree: TokenTree, logp: torch.Tensor) -> Verdict:
         drafted = torch.from_numpy(tree.tokens[1:])
