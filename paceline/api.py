@@ -165,6 +165,9 @@ class Engine:
         chosen = self._drafter_for(settings, drafter)
         judge = self._verifier if verifier is None else self._part("verifier", verifier)
         plan(self.model, chosen, judge, self.pipeline(settings))
+        if callback is not None and not callable(callback):
+            raise BadRequest(f"callback: {callback!r:.80} is not allowed; a function that takes an event is needed")
+        self._check_ids("stop_token_ids", settings.stop_token_ids)
         request = Request(self._encode(prompt), settings, chosen, judge, callback, next(self._ids))
         self._check_tokens(request)
         return request
@@ -232,10 +235,13 @@ class Engine:
     def _prompts(self, prompt: Any) -> tuple[list[Any], bool]:
         if isinstance(prompt, str):
             return [prompt], True
-        if isinstance(prompt, Seq) and prompt and all(isinstance(p, int) and not isinstance(p, bool) for p in prompt):
-            return [list(prompt)], True
-        if isinstance(prompt, Seq) and all(isinstance(p, str | list | tuple) for p in prompt):
-            return list(prompt), not prompt
+        if isinstance(prompt, Seq) and not isinstance(prompt, bytes | bytearray):
+            if not prompt:
+                raise BadRequest("prompt: an empty list is not allowed; give token ids, or a list of prompts")
+            if all(isinstance(p, int) and not isinstance(p, bool) for p in prompt):
+                return [list(prompt)], True
+            if all(isinstance(p, str | list | tuple) for p in prompt):
+                return list(prompt), False
         raise BadRequest(f"prompt: {prompt!r:.80} is neither a string, a list of token ids, nor a list of those")
 
     def _encode(self, given: Any, name: str = "prompt", **options: Any) -> list[int]:

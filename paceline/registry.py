@@ -146,7 +146,7 @@ def build(kind: str, spec: object) -> Any:
     if not isinstance(spec, Spec):
         if any(isinstance(spec, m.cls) for m in methods(kind)):
             return spec
-        raise BadRequest(f"{kind}: {spec!r} is a {type(spec).__name__}; give a spec string or a {kind}'s instance")
+        raise BadRequest(f"{kind}: {spec!r:.80} is not allowed; a spec string or a {kind}'s instance is needed")
     found = find(kind, spec.name)
     return construct(found, _bind(found, spec, fields(found)))
 

@@ -53,6 +53,9 @@ class Sampling:
             raise BadRequest(f"temperature: {self.temperature!r} is not a number")
         if not 0 <= self.temperature < math.inf:
             raise BadRequest(f"temperature: {self.temperature} is out of range; 0 (greedy) or more is allowed")
+        for name in ("ignore_eos", "echo"):
+            if not isinstance(getattr(self, name), bool):
+                raise BadRequest(f"{name}: {getattr(self, name)!r} is not allowed; true or false is needed")
         object.__setattr__(self, "stop", _strings("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         if self.prediction is not None and not isinstance(self.prediction, str):

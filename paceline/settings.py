@@ -24,6 +24,8 @@ def settings_of(base: Sampling | None, options: Mapping[str, Any]) -> Sampling:
         base: what holds where `options` says nothing; the defaults where there is none.
         options: fields of `Sampling`, and policies by their argument. Raises `BadRequest` for values out of range.
     """
+    if base is not None and not isinstance(base, Sampling):
+        raise BadRequest(f"sampling: {base!r:.80} is not allowed; a Sampling is needed, or its fields as arguments")
     values = {name: getattr(base, name) for name in FIELDS} if base is not None else {}
     extra = dict(values.pop("options", {}))
     for name, value in options.items():
@@ -50,7 +52,8 @@ def build_pipeline(sampling: Sampling) -> Pipeline:
     policies: list[Policy] = []
     for name in sorted(sampling.options, key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER)):
         if name not in by_argument:
-            raise BadRequest(f"argument {registry.suggest(name, [*FIELDS, *by_argument, 'drafter', 'verifier'])}")
+            known = dict.fromkeys([*FIELDS, *by_argument, "drafter", "verifier", "callback"])
+            raise BadRequest(f"argument {registry.suggest(name, [n for n in known if n != 'options'])}")
         value = sampling.options[name]
         if value is not None:
             found = by_argument[name]

@@ -120,6 +120,10 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> 
 def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = False) -> Any:
     """The tokenizer given, else the one beside the model, else `None` (prompts must then be token ids)."""
     if tokenizer is not None and not isinstance(tokenizer, str | Path):
+        if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+            raise BadRequest(
+                f"tokenizer: {tokenizer!r:.80} is not allowed; a transformers tokenizer or a name is needed"
+            )
         return tokenizer
     source = tokenizer if tokenizer is not None else model
     if not isinstance(source, str | Path):

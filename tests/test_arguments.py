@@ -1,0 +1,91 @@
+"""What `generate` and `Engine.load` refuse, before any model runs: each message names the argument."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from paceline import Engine
+from paceline.errors import BadRequest
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine.load("pocket-code", drafter="none", max_rows=1)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [None, 5, b"x", [], [[]], [1, "a"], [None], {"a": 1}, [1.5], [True], [-1], [10**9], "", ["a", ""], [[1], []]],
+    ids=repr,
+)
+def test_prompts(engine: Engine, prompt: Any) -> None:
+    with pytest.raises(BadRequest, match=r"^prompt: "):
+        engine.generate(prompt)
+
+
+WRONG: dict[str, tuple[Any, ...]] = {
+    "max_new_tokens": (0, -1, 1.5, "3", None, True),
+    "temperature": (-1, float("nan"), float("inf"), "1", None, True),
+    "seed": (-1, 1.5, None, 2**63),
+    "n": (0, 1.5, None, True),
+    "stop": (3, ["a", 3], [""], b"x", {"a"}),
+    "stop_token_ids": (3, ["a"], [-1], [10**9], None, "ab"),
+    "logprobs": (-1, 1.5, True, "a"),
+    "echo": (1, "x", None),
+    "ignore_eos": (1, "x"),
+    "top_p": (0, 2, "a", float("nan"), True),
+    "prediction": (5, [0.5], [10**9]),
+    "drafter": (5, "nope", object()),
+    "verifier": (5, "nope"),
+    "policies": (3,),
+    "callback": (5, "print"),
+    "tempreature": (1,),
+    "options": ({"top_p": 0.9},),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
+def test_arguments(engine: Engine, name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=name):
+        engine.generate("x", **{name: value})
+
+
+def test_near_misses_are_named_once(engine: Engine) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        engine.generate("x", tempreature=1)
+    assert "did you mean 'temperature'?" in str(refusal.value)
+
+
+@pytest.mark.parametrize("sampling", [{"n": 2}, "greedy"])
+def test_settings_of_the_wrong_type(engine: Engine, sampling: Any) -> None:
+    with pytest.raises(BadRequest, match=r"^sampling: "):
+        engine.generate("x", sampling)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_rows", 0),
+        ("nodes", -1),
+        ("dtype", "float8"),
+        ("dtype", 5),
+        ("device", "meta"),
+        ("tokenizer", 5),
+        ("tokenizer", "/nowhere"),
+        ("drafter", 5),
+        ("verifier", 5),
+        ("view", 5),
+        ("inflated", "huge"),
+    ],
+)
+def test_loading(name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=f"^{name}: "):
+        Engine.load("pocket-code", **{name: value})
+
+
+@pytest.mark.parametrize("model", [5, None, [], object()])
+def test_what_is_no_model(model: Any) -> None:
+    with pytest.raises(BadRequest, match=r"^model: "):
+        Engine.load(model)
