@@ -142,7 +142,7 @@ def test_a_method_is_built_from_all_kinds_of_specs(knobs: type[Knobs]) -> None:
         ("zzzzzz", "verifier 'zzzzzz' is unknown; known: "),
         ("knobs(shore=1)", "knobs: option 'shore' is unknown; did you mean 'share'"),
         ("knobs(zzz=1)", "option 'zzz' is unknown; known: count, share, flag, label, items"),
-        ("knobs(1, 2, true, a, b, c)", "6 values given for count, share, flag, label, items"),
+        ("knobs(1, 2, true, a, b, c)", "6 values given; its options are count, share, flag, label, items"),
         ("knobs(1, count=2)", "knobs: option 'count' is given twice, as 1 and 2"),
         ("knobs(count=1.5)", "knobs(count=1.5): a value of type int is needed"),
         ("knobs(count=true)", "knobs(count=True): a value of type int is needed"),
@@ -151,8 +151,8 @@ def test_a_method_is_built_from_all_kinds_of_specs(knobs: type[Knobs]) -> None:
         ("knobs(label=3)", "knobs(label=3): a value of type str | None is needed"),
         ("knobs(count=-1)", "count: -1 is out of range; at least 0"),
         ("knobs(", "')' is missing"),
-        (TopK(3), "TopK; give a spec string or a verifier's instance"),
-        (None, "None is a NoneType"),
+        (TopK(3), "TopK(k=3) is not allowed; a spec string or a verifier's instance is needed"),
+        (None, "verifier: None is not allowed"),
     ],
 )
 def test_mistakes_are_answered_by_name(knobs: type[Knobs], spec: object, message: str) -> None:
