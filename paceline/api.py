@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any, overload
@@ -161,10 +161,7 @@ class Engine:
         **options: Any,
     ) -> Request:
         """A checked request, ready for `submit`. Arguments as in `generate`. Raises `BadRequest`, `Unsupported`."""
-        settings = self._settled(settings_of(sampling, options))
-        chosen = self._drafter_for(settings, drafter)
-        judge = self._verifier if verifier is None else self._part("verifier", verifier)
-        plan(self.model, chosen, judge, self.pipeline(settings))
+        settings, chosen, judge, _ = self._planned(sampling, options, drafter, verifier)
         if callback is not None and not callable(callback):
             raise BadRequest(f"callback: {callback!r:.80} is not allowed; a function that takes an event is needed")
         self._check_ids("stop_token_ids", settings.stop_token_ids)
@@ -183,16 +180,22 @@ class Engine:
         self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any
     ) -> Plan:
         """The plan of a combination. Raises `BadRequest` or `Unsupported` with the sentence saying why not."""
-        settings = self._settled(settings_of(sampling, options))
-        chosen = self._drafter_for(settings, drafter)
-        judge = self._verifier if verifier is None else self._part("verifier", verifier)
-        return plan(self.model, chosen, judge, self.pipeline(settings))
+        return self._planned(sampling, options, drafter, verifier)[-1]
 
     def pipeline(self, sampling: Sampling) -> Pipeline:
         """The policy of some settings."""
         return build_pipeline(sampling)
 
     # -- internals ----------------------------------------------------------------------------------------
+
+    def _planned(
+        self, sampling: Sampling | None, options: Mapping[str, Any], drafter: object, verifier: object
+    ) -> tuple[Sampling, Drafter, Verifier, Plan]:
+        """What was asked for, and the parts that will do it, checked together."""
+        settings = self._settled(settings_of(sampling, options))
+        chosen = self._drafter_for(settings, drafter)
+        judge = self._verifier if verifier is None else self._part("verifier", verifier)
+        return settings, chosen, judge, plan(self.model, chosen, judge, self.pipeline(settings))
 
     def _part(self, kind: str, spec: object) -> Any:
         """A drafter or verifier; equal spec strings share one instance, its passes and what it learns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -91,6 +92,24 @@ def test_a_report_is_continued(run: Run, tiny: str, tmp_path: Path) -> None:
     wrong = run("bench", "--resume", str(path), "--max-new-tokens", "7")
     assert wrong.exit_code == 2
     assert "max_new_tokens 6, not 7" in wrong.stderr
+
+
+def test_an_interrupted_run_says_where_its_report_is(
+    run: Run, tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, measure = tmp_path / "report.json", runner.Arena._measure
+
+    def interrupted(arena: runner.Arena, *rest: Any) -> Any:
+        if arena.samples:
+            raise KeyboardInterrupt
+        return measure(arena, *rest)
+
+    monkeypatch.setattr(runner.Arena, "_measure", interrupted)
+    words = ("--drafters", "ngram", "--peers", "none", "--json", str(path))
+    result = run("bench", "-m", tiny, *words, *WORDS)
+    assert result.exit_code == 130
+    assert f"--resume {path} goes on" in " ".join(result.stderr.split())
+    assert len(json.loads(path.read_text())["samples"]) == 2
 
 
 def test_sampling_batches_and_warm_drafters(run: Run, tiny: str, tmp_path: Path) -> None:
