@@ -108,11 +108,11 @@ def test_every_drafter_batch_and_seed_says_what_the_view_says(name: str, path: s
     engine = load(path, HARD[name], max_rows=3)
     whole = load(path, None)
     for options in ({}, {"temperature": 0.9, "seed": 4}):
-        settings: dict[str, Any] = {"max_new_tokens": 10, "ignore_eos": True, **options}
-        alone = [engine.generate(prompt, **settings).tokens for prompt in PROMPTS]
-        assert alone != [whole.generate(prompt, **settings).tokens for prompt in PROMPTS]
+        settings: dict[str, Any] = {"max_new_tokens": 7, "ignore_eos": True, **options}
+        alone = [engine.generate(prompt, **settings).tokens for prompt in PROMPTS[:3]]
+        assert alone != [whole.generate(prompt, **settings).tokens for prompt in PROMPTS[:3]]
         for drafter in ("none", "ngram(candidates=3, confidence=0, length=4)", "quantised(length=2, confidence=0)"):
-            assert [r.tokens for r in results(engine, PROMPTS, drafter=drafter, **settings)] == alone
+            assert [r.tokens for r in results(engine, PROMPTS[:3], drafter=drafter, **settings)] == alone
 
 
 @pytest.mark.parametrize("path", PASSES)
