@@ -44,6 +44,8 @@ POCKET = {"tree": "draft(tree=rsd_s(width=2), budget=7)", "chain": "draft(length
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
+#: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
+WARM = 3
 #: Steps after which an observation weighs half.
 HALF_LIFE = 24.0
 #: Upper ends of the classes of guesses, what the last class stands for, and how many observations a guess weighs.
@@ -213,6 +215,7 @@ class Auto(Ensemble):
         self._costs: PassCosts = target.costs
         self._spare = target.spare
         self._seconds: list[float] = [0.0] * len(self.members)
+        self._calls = [0] * len(self.members)
         self._forms = [Form() for _ in self.members]
 
     def shared(self) -> Notes:
@@ -262,7 +265,11 @@ class Auto(Ensemble):
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s]) for s in sequences])
         spent = (clock() - began) / len(sequences)
         known = self._seconds[member]
-        self._seconds[member] = spent if not known else known + 0.1 * (spent - known)
+        self._calls[member] += 1
+        if self._calls[member] <= WARM:
+            self._seconds[member] = min(spent, known or spent)
+        else:
+            self._seconds[member] = known + 0.1 * (spent - known)
         for s, tree in zip(sequences, trees, strict=True):
             offer = Offer.of(tree, s.drafts.trusts[member].corrected(tree))
             # What is paid already does not count; drawn tokens must be judged.
@@ -279,7 +286,7 @@ class Auto(Ensemble):
         if offer.tree.draws is not None:
             return False
         form: Form = sequence.drafts.forms[member]
-        if not form.steps:
+        if not form.steps or self._calls[member] < WARM:
             return True
         seconds = self._costs(round(rows * (1 + form.nodes / form.steps))) + rows * self._seconds[member]
         bonus = self.explore * math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)

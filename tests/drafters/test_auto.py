@@ -35,12 +35,13 @@ class Slow(Drafter):
 
     texts: dict[int, list[int]] = field(default_factory=dict)
     seconds: float = 0.2
+    warming: float = 0.0
     asked: int = 0
     now: float = 0.0
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        self.now += self.seconds * len(sequences) + (0 if self.asked else self.warming)
         self.asked += len(sequences)
-        self.now += self.seconds * len(sequences)
         return [self._tree(s, *limits) for s, limits in zip(sequences, budget, strict=True)]
 
     def _tree(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
@@ -85,6 +86,14 @@ def test_a_slow_drafter_that_helps_is_asked_always(slow: Slow) -> None:
     assert tokens == plain
     assert slow.asked >= passes - 2
     assert passes < 30
+
+
+def test_a_slow_first_call_condemns_nobody(slow: Slow) -> None:
+    module = llama(context=256)
+    module.generation_config.eos_token_id = None
+    slow.texts[5], slow.warming = generated(module, [5], 150), 50.0
+    _, _, passes = long_run(slow)
+    assert slow.asked >= passes - 2
 
 
 def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
