@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -50,12 +50,37 @@ class Slow(Drafter):
         return TokenTree.chain(sequence.tokens[-1], ahead)
 
 
+@dataclass(eq=False)
+class Fallible(Drafter):
+    """Drafts the greedy text with mistakes at some positions, the same ones however many tokens it drafts."""
+
+    text: Seq[int] = ()
+    right: float = 0.8
+    length: int = 31
+
+    def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        return [self._tree(s, *limits) for s, limits in zip(sequences, budget, strict=True)]
+
+    def _tree(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
+        at = sequence.generated
+        holds = np.random.default_rng(0).random(len(self.text)) < self.right
+        count = min(nodes, depth, self.length, len(self.text) - at)
+        tokens = [self.text[at + i] if holds[at + i] else 47 for i in range(count)]
+        chain = TokenTree.chain(sequence.tokens[-1], tokens)
+        return replace(chain, odds=self.right ** np.arange(len(chain)))
+
+
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     registry.load()
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
     entry = {"guarantee": Guarantee.LOSSLESS, "summary": "For tests.", "paper": "none", "year": 2026}
     method(name="slow", kind="drafter", **entry)(Slow)
+    method(name="fallible", kind="drafter", **entry)(Fallible)
+
+
+@pytest.fixture
+def slow(registered: None, monkeypatch: pytest.MonkeyPatch) -> Slow:
     drafter = Slow()
     monkeypatch.setattr(auto, "clock", lambda: drafter.now)
     return drafter
@@ -113,6 +138,41 @@ def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
         found = (1 + sum(odds[list(kept.tokens[1:])])) / FLAT_TO_SIX(len(kept))
         assert found == pytest.approx(best)
         assert chooser._rate(offer, 1) == pytest.approx(best)
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("right", [0.5, 0.7, 0.9])
+def test_no_fixed_length_is_five_percent_faster(right: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 300
+    module = llama(context=count + 8)
+    module.generation_config.eos_token_id = None
+    engine = engine_of(module, "none")
+    engine.model.costs = FLAT_TO_SIX
+    spent, score = [0.0], engine.model.score
+
+    def timed(cache: object, rows: object, trees: Seq[TokenTree], *rest: object, **options: object) -> object:
+        spent[0] += FLAT_TO_SIX(sum(len(tree) for tree in trees))
+        return score(cache, rows, trees, *rest, **options)
+
+    monkeypatch.setattr(engine.model, "score", timed)
+    text = generated(module, [5], count)
+
+    def seconds(drafter: Drafter) -> float:
+        spent[0] = 0.0
+        assert engine.generate([5], drafter=drafter, max_new_tokens=count).tokens == text
+        return spent[0]
+
+    fixed = {length: seconds(Fallible(text, right, length)) for length in (1, 2, 3, 4, 5, 6, 8, 11, 16)}
+    own = seconds(Auto(copy=Fallible(text, right), draft=None, table=None, shape="chain"))
+    assert own <= 1.05 * min(fixed.values()), fixed
+
+
+def test_nothing_is_drafted_where_a_row_costs_more_than_it_brings() -> None:
+    chooser = Auto(draft=None)
+    chooser._costs = PassCosts({1: 1.0, 2: 1.6, 32: 1.0 + 31 * 0.6})
+    for chance, wanted in ((0.55, 0), (0.65, 1)):
+        offer = Offer.of(TokenTree.chain(0, range(1, 9)), chance ** np.arange(9))
+        assert (chooser._width([offer], 1) > 0) == wanted
 
 
 def test_a_batch_gets_smaller_drafts() -> None:
