@@ -24,6 +24,7 @@ from own_text import JSON_DOCUMENTS, PROSE
 
 from paceline.models.loading import load_tokenizer
 from paceline.training.corpus import held_out_files
+from paceline.training.edits import heading
 
 TARGET = Path(__file__).resolve().parents[1] / "paceline" / "evaluation" / "workloads"
 PSF = "PSF-2.0"
@@ -178,10 +179,9 @@ def edits(library: Library, count: Counter) -> Iterator[Record]:
             sys.exit(f"error: the edit of {qualified} changes nothing")
         begun = max(2, round(0.25 * len(lines)))
         second = after.splitlines()
-        heading = f"# {function.name}, first version\n{before}\n\n\n# {function.name}, second version: {change}\n"
         yield {
             "name": f"{name.removesuffix('.py')}.{qualified}",
-            "prompt": heading + "\n".join(second[:begun]),
+            "prompt": heading(function.name, before, change) + "\n".join(second[:begun]),
             "reference": "\n" + "\n".join(second[begun:]) + "\n",
             "source": library.source(name),
             "licence": PSF,

@@ -44,6 +44,9 @@ def lm(
         list[Path] | None, typer.Option(help="Folder of Python files instead of the installed packages.")
     ] = None,
     extra: Annotated[Path | None, typer.Option(help="Folder of extra text (*.jsonl, *.gz).")] = None,
+    edits: Annotated[
+        float, typer.Option(help="Bytes of edited functions beside each byte of other text, 0 to 1.")
+    ] = 0.0,
     work: Annotated[
         Path | None, typer.Option(help="Folder for packed tokens and checkpoints [default: OUT.work].")
     ] = None,
@@ -98,7 +101,7 @@ def lm(
         raise BadRequest("own-text, lessons: these are what a teacher writes; give one with --teacher")
     writing = Writing(length=length, **given) if teacher is not None else None
     work = work or out.with_name(out.name + ".work")
-    run(Recipe(preset, out, work, tuple(corpus or ()), extra, teacher, writing, vocabulary), config, resume)
+    run(Recipe(preset, out, work, tuple(corpus or ()), extra, edits, teacher, writing, vocabulary), config, resume)
 
 
 @app.command("evaluate")

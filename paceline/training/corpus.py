@@ -10,6 +10,9 @@ it honest:
   line, so that a training file cannot be a copy of a validation file;
 * **shares**: each distribution has a cap, because fifty million bytes of similar modelling code would teach
   less than ten different libraries.
+
+A share of the training text can be edits of its own functions (see `edits`): a model learns to copy with changes from
+text that does.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from .edits import edit_documents
 
 HOLD_OUT_PERCENT = 2
 MAX_FILE_BYTES = 200_000
@@ -200,16 +205,32 @@ def interleave(documents: Iterable[Document]) -> list[Document]:
     return [document for _, document in sorted(marked, key=lambda pair: pair[0])]
 
 
+def edited(documents: Iterable[Document], room: int) -> Iterator[Document]:
+    """Edits of functions of training documents, at most `room` bytes of them."""
+    found = (
+        Document("edits", d.name, text, False) for d in documents if not d.held_out for text in edit_documents(d.text)
+    )
+    return cap_shares(interleave(found), {"edits": room})
+
+
 def build_corpus(
-    sources: Sequence[Source] | None = None, extra: Path | None = None
+    sources: Sequence[Source] | None = None, extra: Path | None = None, edits: float = 0.0
 ) -> tuple[list[Document], list[Document]]:
-    """Training and validation documents; a training file of a source with `copies = 2` is listed twice."""
+    """Training and validation documents; a training file of a source with `copies = 2` is listed twice.
+
+    Args:
+        sources: folders of Python files; the installed ones by default.
+        extra: a folder of other text.
+        edits: bytes of edits of training functions beside each byte of other text.
+    """
     sources = installed_sources() if sources is None else sources
     found = [document for source in sources for document in read_source(source)]
     documents = list(cap_shares(drop_near_duplicates(found), {s.name: s.cap for s in sources}))
     copies = {s.name: s.copies for s in sources}
+    size = sum(d.size * copies[d.source] for d in documents)
+    changed = list(edited(documents, int(edits * size))) if edits else []
     if extra is not None:
-        room = int(EXTRA_SHARE * sum(d.size * copies[d.source] for d in documents))
-        documents += cap_shares(interleave(read_extra(extra)), {"extra": room})
+        documents += cap_shares(interleave(read_extra(extra)), {"extra": int(EXTRA_SHARE * size)})
+    documents += changed
     train = [d for d in documents if not d.held_out for _ in range(copies.get(d.source, 1))]
     return interleave(train), interleave(d for d in documents if d.held_out)

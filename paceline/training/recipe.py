@@ -47,6 +47,8 @@ class Recipe:
     """Folders of Python files to train on; none means the installed packages."""
     extra: Path | None = None
     """An optional folder of extra text."""
+    edits: float = 0.0
+    """Bytes of edits of training functions beside each byte of other text."""
     teacher: Path | None = None
     """A folder whose model is distilled; its tokenizer is used as well."""
     writing: Writing | None = None
@@ -60,6 +62,8 @@ class Recipe:
         for name, folder in (("out", self.out), ("work", self.work)):
             if folder.exists() and not folder.is_dir():
                 raise BadRequest(f"{name}: {str(folder)!r} is a file; a folder is needed")
+        if not 0 <= self.edits <= 1:
+            raise BadRequest(f"edits: {self.edits} is not allowed; a number from 0 to 1 is needed")
         if (self.teacher is None) != (self.writing is None):
             raise BadRequest("lessons need a teacher, and a teacher gives lessons")
 
@@ -164,7 +168,7 @@ def collect(recipe: Recipe, console: Console) -> tuple[list[Document], list[Docu
     """Training and validation documents of the recipe."""
     sources = [Source(folder.name, folder, cap=1000 * DEFAULT_ROOM) for folder in recipe.corpus] or None
     with console.status("reading the corpus"):
-        train, validation = build_corpus(sources, recipe.extra)
+        train, validation = build_corpus(sources, recipe.extra, recipe.edits)
     if not train or not validation:
         raise BadRequest(
             f"corpus: {len(train)} documents for training and {len(validation)} held out are too few; at least one of "
