@@ -294,13 +294,17 @@ class Auto(Ensemble):
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
-        return max(gain / self._costs(rows * (n + 1)) for n, gain in enumerate(offer.gains.tolist()))
+        return float(self._rates(offer.gains, rows).max())
 
     def _width(self, offers: list[Offer], rows: int) -> int:
         """The common size of drafts with which all texts together advance fastest."""
         widest = max(len(offer.order) for offer in offers)
         gains = sum(np.pad(offer.gains, (0, widest - len(offer.order)), mode="edge") for offer in offers)
-        return int(np.argmax([gain / self._costs(rows * (n + 1)) for n, gain in enumerate(np.asarray(gains))]))
+        return int(self._rates(np.asarray(gains), rows).argmax())
+
+    def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
+        """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""
+        return gains / self._costs.each(rows * np.arange(1, len(gains) + 1))
 
 
 def _pocket_draft(shape: str, target: CausalModel) -> Drafter | None:

@@ -8,9 +8,9 @@ the tokens they bring take less time than the nodes cost.
 from __future__ import annotations
 
 import time
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,11 +35,18 @@ class PassCosts:
 
     def __call__(self, rows: int) -> float:
         """Seconds of a pass over `rows` rows, interpolated; beyond the last one measured, the last slope goes on."""
+        return float(self.each(np.array([rows]))[0])
+
+    def each(self, rows: np.ndarray) -> np.ndarray:
+        """The same of every number of rows in an array."""
+        known, seconds = self._curve
+        slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
+        return np.interp(rows, known, seconds) + slope * np.maximum(rows - known[-1], 0)
+
+    @cached_property
+    def _curve(self) -> tuple[np.ndarray, np.ndarray]:
         known = sorted(self.seconds)
-        at = min(max(bisect_left(known, rows), 1), len(known) - 1)
-        low, high = known[at - 1], known[at]
-        slope = (self.seconds[high] - self.seconds[low]) / (high - low)
-        return max(self.seconds[low] + slope * (rows - low), self.seconds[known[0]])
+        return np.array(known), np.array([self.seconds[rows] for rows in known])
 
     @property
     def relative(self) -> dict[int, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from paceline.models.costs import PassCosts, _rising, measure
@@ -24,3 +25,10 @@ def test_measuring_leaves_out_what_the_context_cannot_hold() -> None:
     costs = measure(TabularModel(random_table(3), 3, context=12), rows=(1, 2, 8, 32), context=2, rounds=1)
     assert list(costs.seconds) == [1, 2, 8]
     assert all(seconds > 0 for seconds in costs.seconds.values())
+
+
+def test_costs_of_many_rows_are_those_of_each() -> None:
+    costs = PassCosts({1: 1.0, 4: 1.0, 8: 2.0, 16: 6.0})
+    rows = np.array([1, 2, 4, 6, 8, 12, 16, 24])
+    assert costs.each(rows).tolist() == pytest.approx([1.0, 1.0, 1.0, 1.5, 2.0, 4.0, 6.0, 10.0])
+    assert [costs(int(count)) for count in rows] == costs.each(rows).tolist()
