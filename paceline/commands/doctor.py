@@ -68,6 +68,7 @@ def _facts(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "missing", ", ".join(name for name, version in found["installed"].items() if not version) or "nothing"
     yield "model", f"{found['model']}, {found['weight_bytes'] / 1e6:.1f} MB in {found['dtype']} on {found['device']}"
     yield "path", found["forward_path"]
+    yield "kernels", found["kernels"]
 
 
 def _threads(count: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from paceline import native
 from paceline.evaluation.provenance import provenance
 from paceline.evaluation.timing import Bandwidth
 from paceline.models.costs import ROWS, measure
@@ -56,6 +57,7 @@ def survey(model: Any) -> dict[str, Any]:
         "dtype": str(model.module.dtype).removeprefix("torch."),
         "bfloat16_native": torch.ops.mkldnn._is_mkldnn_bf16_supported() if model.device.type == "cpu" else True,
         "forward_path": model.path,
+        "kernels": native.reason(),
         "weight_bytes": model.nbytes,
         "pass_context": min(CONTEXT, model.context),
         "pass_seconds": {str(rows): spent for rows, spent in curve.seconds.items()},

@@ -2,7 +2,10 @@
 
 A drafted token's keys and values lie somewhere in a tree, among those of its siblings; in plain decoding they lie in
 a row. The visible keys are the same ones in the same order, so the result is the same real number, but it is the
-same *float* only if every sum takes the same steps. Here it does, on a CPU, in float32:
+same *float* only if every sum takes the same steps. Here it does, on a CPU, in float32.
+
+The native kernel (`paceline.native`) gets there directly: it sums over a list of what the token sees, in the order of
+its path. Where it cannot be had, PyTorch's products get there as follows:
 
 - scores `q k^T` sum over the head dimension, which no layout changes;
 - the maximum is exact; the softmax's denominator is summed in float64 and rounded once;
@@ -12,9 +15,9 @@ same *float* only if every sum takes the same steps. Here it does, on a CPU, in 
   are picked by mask instead of by slice (`prepare` finds out from the mask alone: a slot's position on a node's
   path is the number of visible slots before it).
 
-What is needed in return: at least 4 query rows a product (fewer are padded), a node's ancestors in ascending slots,
-and finite numbers in masked slots. More than 64 nodes behind a piece's end are summed correctly, but in an order that
-may differ in the last bit.
+What the latter needs in return: at least 4 query rows a product (fewer are padded), and finite numbers in masked
+slots. Behind a piece's end more than 64 nodes are summed correctly, but in an order that may differ in the last bit.
+Both need a node's ancestors in ascending slots.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ from torch import Tensor
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from paceline.native import Seen, kernels
 
 #: Name in transformers' attention interface, and the dtype in which it wants keys and values cached.
 NAME = "paceline"
@@ -48,7 +53,7 @@ class Piece(NamedTuple):
     member: Tensor | None
 
 
-class Prepared(NamedTuple):
+class Cut(NamedTuple):
     """A mask `[B, 1, 1, T, S]` and what follows from it, the same for all layers."""
 
     mask: Tensor
@@ -56,12 +61,19 @@ class Prepared(NamedTuple):
     empty: bool
 
 
+#: What all layers share of a mask: for the native kernel, or for PyTorch.
+Prepared = Seen | Cut
+
+
 def prepare(mask: Tensor) -> Prepared:
-    """Find the pieces of an additive mask.
+    """Find out what an additive mask lets each token see.
 
     Args:
         mask: `[B, 1, T, S]` float32; slots below `HIDDEN` are invisible.
     """
+    native = kernels()
+    if native is not None:
+        return native.seen(mask, HIDDEN)
     batch, _, queries, length = mask.shape
     visible = mask > HIDDEN
     if length % PIECE:
@@ -70,7 +82,7 @@ def prepare(mask: Tensor) -> Prepared:
     pieces = tuple(Piece(at, min(at + PIECE, length), None) for at in range(0, length, PIECE))
     if any(a < PIECE and b for row in counts for a, b in pairwise(row)):
         pieces = _by_position(visible[..., :length], pieces)
-    return Prepared(mask[:, :, None], pieces, any(not any(row) for row in counts))
+    return Cut(mask[:, :, None], pieces, any(not any(row) for row in counts))
 
 
 def _by_position(visible: Tensor, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
@@ -118,6 +130,11 @@ def attend(
     groups = heads // key.shape[1]
     if out is None:
         out = torch.empty(batch, queries, heads, value.shape[-1])
+    if isinstance(prepared, Seen):
+        native = kernels()
+        assert native is not None
+        native.attend(query, key, value, prepared, scale, softcap, out)
+        return out
     step = max(16, _BLOCK // (batch * heads * key.shape[2]))
     if queries <= step:
         _block(query, key, value, prepared, scale, softcap, out, groups)
@@ -125,7 +142,7 @@ def attend(
     for at in range(0, queries, step):
         part = slice(at, at + step)
         pieces = tuple(p if p.member is None else p._replace(member=p.member[:, :, :, part]) for p in prepared.pieces)
-        rows = Prepared(prepared.mask[:, :, :, part], pieces, prepared.empty)
+        rows = Cut(prepared.mask[:, :, :, part], pieces, prepared.empty)
         _block(query[:, :, part], key, value, rows, scale, softcap, out[:, part], groups)
     return out
 
@@ -134,7 +151,7 @@ def _block(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    prepared: Prepared,
+    prepared: Cut,
     scale: float,
     softcap: float | None,
     out: Tensor,
@@ -164,7 +181,7 @@ def _block(
     torch.div(mixed[:, :rows].view(*inner, width), total, out=target)
 
 
-def _softmax_(scores: Tensor, prepared: Prepared, scale: float, softcap: float | None) -> Tensor:
+def _softmax_(scores: Tensor, prepared: Cut, scale: float, softcap: float | None) -> Tensor:
     """Turn scores `[B, Hk, G, T, S]` into numerators, in place; returns the denominators `[B, Hk, G, T, 1]`."""
     if softcap is None:
         torch.add(prepared.mask, scores, alpha=scale, out=scores)

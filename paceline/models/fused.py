@@ -25,6 +25,7 @@ from paceline.models.attention import Prepared, attend, prepare
 from paceline.models.fusable import ACTIVATIONS, fusable
 from paceline.models.packing import ROWS, linear_pointwise, pack, packed_bytes, release
 from paceline.models.views import Runs, View
+from paceline.native import kernels
 
 _binary = torch.ops.mkldnn._linear_pointwise.binary
 #: Largest accepted difference from the module's logits, in standard deviations of the logits.
@@ -36,15 +37,21 @@ class _Norm:
 
     def __init__(self, norms: list[Any]) -> None:
         weights = [norm.weight.detach().float() for norm in norms]
-        self.weight = torch.stack(weights) if len(norms) > 1 else weights[0]
-        self.epsilon = torch.tensor(float(norms[0].variance_epsilon))
-        self.share = 1.0 / self.weight.shape[-1]
+        self.weight = torch.stack(weights) if len(norms) > 1 else weights[0].contiguous()
+        self.epsilon = float(norms[0].variance_epsilon)
+        self._added, self._share = torch.tensor(self.epsilon), 1.0 / self.weight.shape[-1]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Any float dtype in, a new float32 tensor out."""
-        x = x.float()
+        """`[R, d]` to the same shape and dtype."""
+        native = kernels()
+        if native is not None:
+            return native.rms_norm(x, self.weight, self.epsilon)
+        return self.in_float32(x.float()).to(x.dtype)
+
+    def in_float32(self, x: Tensor) -> Tensor:
+        """A new tensor."""
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        scale = torch.addcmul(self.epsilon, length, length, value=self.share).rsqrt_()
+        scale = torch.addcmul(self._added, length, length, value=self._share).rsqrt_()
         return torch.mul(x, scale).mul_(self.weight)
 
 
@@ -116,18 +123,10 @@ class _Layer:
     def attend(self, source: Tensor, x: Tensor, step: _Step) -> Tensor:
         """`x` and the attention sub-block of `source`, which is `x` itself in the whole model."""
         batch, width = step.shape
-        both = self.queries + self.keys
-        h = self.before(source).to(x.dtype)
-        qkv = self.qkv.times(h).float()
-        heads = qkv.view(len(x), -1, self.dim)
-        qk = heads[:, :both]
-        if self.head_norm is not None:
-            qk = self.head_norm(qk)
-        # roll brings each half to the other's place; the table's sines carry the minus of `rotate_half`.
-        qk = torch.mul(qk, step.cos).addcmul_(qk.roll(self.dim // 2, -1), step.sin)
-        real = batch * width
-        qk = qk[:real].view(batch, width, both, self.dim).transpose(1, 2)
-        value = heads[:real, both:].unflatten(0, step.shape).transpose(1, 2)
+        both, real = self.queries + self.keys, batch * width
+        heads = self.turn(self.qkv.times(self.before(source)), step.rope)[:real]
+        qk = heads[:, :both].view(batch, width, both, self.dim).transpose(1, 2)
+        value = heads[:, both:].unflatten(0, step.shape).transpose(1, 2)
         keys, values = step.cache.update(qk[:, self.queries :], value, self.index)
         out = step.mixed[:real].view(batch, width, self.queries, self.dim)
         # Caches of a module that was not fused may hold another dtype.
@@ -135,9 +134,22 @@ class _Layer:
         attend(qk[:, : self.queries], keys, values, step.prepared[self.kind], self.scale, out=out)
         return self.o.combined(step.mixed, x, "add")
 
+    def turn(self, qkv: Tensor, rope: Tensor) -> Tensor:
+        """Queries, keys and values `[R, heads * D]` to float32 `[R, heads, D]`, the former two rotated."""
+        heads, both = qkv.view(len(qkv), -1, self.dim), self.queries + self.keys
+        norm, native = self.head_norm, kernels()
+        if native is not None:
+            weight, epsilon = (None, 0.0) if norm is None else (norm.weight, norm.epsilon)
+            return native.rotate(heads, rope, both, weight, epsilon)
+        heads = heads.float()
+        qk = heads[:, :both] if norm is None else norm.in_float32(heads[:, :both])
+        # roll brings each half to the other's place; the table's sines carry the minus of `rotate_half`.
+        qk = torch.mul(qk, rope[:, :1]).addcmul_(qk.roll(self.dim // 2, -1), rope[:, 1:])
+        return torch.cat([qk, heads[:, both:]], 1)
+
     def feed(self, x: Tensor) -> Tensor:
         """`x` and its feed-forward sub-block."""
-        h = self.between(x).to(x.dtype)
+        h = self.between(x)
         h = self.up.combined(h, self.gate.times(h, self.act, self.algorithm), "mul")
         return self.down.combined(h, x, "add")
 
@@ -170,15 +182,14 @@ class _Step(NamedTuple):
 
     Attributes:
         shape: (B, T).
-        cos, sin: `[R, 1, D]` of the rows' positions.
+        rope: `[R, 2, D]`, see `_rope_table`, of the rows' positions.
         prepared: masks by layer kind.
         cache: keys and values.
         mixed: `[R, H * D]` scratch for attention's output; rows behind B x T stay zero.
     """
 
     shape: tuple[int, int]
-    cos: Tensor
-    sin: Tensor
+    rope: Tensor
     prepared: dict[str | None, Prepared]
     cache: Any
     mixed: Tensor
@@ -280,7 +291,7 @@ class FusedDecoder:
         rope = self._rotation(F.pad(positions.flatten(), (0, spare)) if spare else positions.flatten())
         first = self._layers[0]
         mixed = x.new_zeros(len(x), first.queries * first.dim)
-        step = _Step((batch, width), rope[:, :1], rope[:, 1:], self._prepare(mask), cache, mixed)
+        step = _Step((batch, width), rope, self._prepare(mask), cache, mixed)
         taps: dict[int, Tensor] = {}
         for number, layer in self._run(view):
             if number in hidden:
@@ -307,7 +318,7 @@ class FusedDecoder:
     ) -> tuple[Tensor, dict[int, Tensor]]:
         x = x[:real] if rows is None else x.index_select(0, rows)
         taps = {n: tap[:real] if rows is None else tap.index_select(0, rows) for n, tap in taps.items()}
-        normed = self._norm(x).to(self.dtype)
+        normed = self._norm(x)
         if last:
             taps[len(self._layers)] = normed
         return self.project(normed), taps
