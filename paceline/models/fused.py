@@ -6,7 +6,7 @@ float32. Norms, rotation and softmax are computed in float32 and rounded once, w
 in bfloat16 the logits differ from the module's by rounding, to the more precise side.
 
 What it adds is that **a token's logits are the same bits** whether the token is scored alone, in a chain, in a tree
-or in a batch: every product is padded to at least four rows (see `packing`), attention sums in the order of the path
+or in a batch: every product is padded to at least five rows (see `packing`), attention sums in the order of the path
 (see `attention`), and everything else works on rows. Text is then the same for every drafter also in bfloat16.
 """
 

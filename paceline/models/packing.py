@@ -2,7 +2,8 @@
 
 oneDNN multiplies by a matrix that was laid out for it 1.4 to 1.9 times as fast as by a plain one, and its kernel has
 a second property on which exactness in bfloat16 rests: **a row's result does not depend on how many rows there are**,
-from 2 rows on. One row alone takes another kernel (slower, and other last bits), so few rows are padded to four.
+from 2 rows on. One row alone takes another kernel (slower, and other last bits), so few rows are padded to five (on
+a Zen 4 five are 5 % faster than four where memory is slow, and equal where it is fast).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-#: Rows the weights are laid out for, and the fewest that are multiplied.
-ROWS = 4
+#: The fewest rows that are multiplied, and what the weights are laid out for.
+ROWS = 5
+_LAID_OUT_FOR = 4
 
 DTYPES = (torch.bfloat16, torch.float32)
 linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
@@ -38,7 +40,7 @@ def unpackable(weight: Tensor) -> str | None:
 
 def pack(weight: Tensor) -> Tensor:
     """An opaque copy of `[out, in]` for oneDNN; `.to_dense()` gives the same bits back."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _LAID_OUT_FOR)
 
 
 def packed_bytes(weight: Tensor) -> int:
