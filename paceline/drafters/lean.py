@@ -1,6 +1,7 @@
-"""A lean forward pass for very small Llamas, the kind that draft on a CPU.
+"""Lean forward passes for very small Llamas, the kind that draft on a CPU.
 
-One token of a one-million-parameter model is some fifty operations of a microsecond's work each, and PyTorch
+Where there are native kernels, a pass is one call of C (`paceline.native.small`). What follows is for where there are
+none. One token of a one-million-parameter model is some fifty operations of a microsecond's work each, and PyTorch
 spends several microseconds on most calls before it computes anything; NumPy spends a tenth of that. So everything
 but the matrix products is NumPy here, on weights copied to float32. (The products stay with PyTorch because
 NumPy's would bring threads of their own, which fight with PyTorch's for the cores.) The numbers are the model's
@@ -20,6 +21,8 @@ from paceline.models.causal import CausalModel, Mask
 from paceline.models.check import self_check
 from paceline.models.fast import speed_up
 from paceline.models.fusable import fusable
+from paceline.native import kernels
+from paceline.native.small import SmallLlama
 
 #: Bytes of float32 weights up to which this pays: they must stay in the CPU's cache.
 LARGEST = 16 << 20
@@ -28,13 +31,14 @@ LARGEST = 16 << 20
 def speed_up_small(model: CausalModel) -> None:
     """Give a freshly loaded model the forward pass that is fastest for a few tokens at a time."""
     if suits(model):
-        plain, model.forward = model.forward, Lean(model.module)
+        plain, native = model.forward, kernels()
         try:
+            model.forward = Lean(model.module) if native is None else SmallLlama(model.module, native)
             self_check(model)
-        except PacelineError:
+        except (PacelineError, ValueError):
             model.forward = plain
         else:
-            model.path = "lean forward pass in float32"
+            model.path = f"{'lean' if native is None else 'native'} forward pass in float32"
             model.offers -= {"hidden_states", "views"}
             return
     speed_up(model)

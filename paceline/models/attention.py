@@ -65,11 +65,13 @@ class Cut(NamedTuple):
 Prepared = Seen | Cut
 
 
-def prepare(mask: Tensor) -> Prepared:
+def prepare(mask: Tensor, positions: Tensor | None = None) -> Prepared:
     """Find out what an additive mask lets each token see.
 
     Args:
         mask: `[B, 1, T, S]` float32; slots below `HIDDEN` are invisible.
+        positions: `[B, T]` or `[1, T]` int64, of the tokens. They matter where a sliding window ends within a tree:
+            its slots do not tell their positions.
     """
     native = kernels()
     if native is not None:
@@ -81,15 +83,21 @@ def prepare(mask: Tensor) -> Prepared:
     counts = visible.view(batch * queries, -1, PIECE).sum(-1).tolist()
     pieces = tuple(Piece(at, min(at + PIECE, length), None) for at in range(0, length, PIECE))
     if any(a < PIECE and b for row in counts for a, b in pairwise(row)):
-        pieces = _by_position(visible[..., :length], pieces)
+        pieces = _by_position(visible[..., :length], pieces, positions)
     return Cut(mask[:, :, None], pieces, any(not any(row) for row in counts))
 
 
-def _by_position(visible: Tensor, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+def _by_position(visible: Tensor, pieces: tuple[Piece, ...], positions: Tensor | None) -> tuple[Piece, ...]:
     """Pieces cut by position on each query's path; `visible` is `[B, 1, T, S]` bool."""
-    # The first visible slot (0, or a sliding window's start) belongs to the trunk, where slot and position agree.
-    first = visible.int().argmax(-1, keepdim=True)
-    position = visible.cumsum(-1).add_(first - 1)
+    seen = visible.cumsum(-1)
+    if positions is None:
+        # The first visible slot (0, or a sliding window's start) belongs to the trunk, where slot and position agree.
+        before = visible.int().argmax(-1, keepdim=True) - 1
+    else:
+        # The last one is the token's own.
+        before = positions[:, None, :, None] - seen[..., -1:]
+    # No slot lies before its position; if a caller counts otherwise, none is lost and the sum is still the right one.
+    position = (seen + before).clamp_(min=0).minimum(torch.arange(visible.shape[-1]))
     cut = []
     for piece in pieces:
         member = visible & (position >= piece.start) & (position < piece.start + PIECE)
@@ -121,7 +129,7 @@ def attend(
         prepared: of the layer's mask.
         scale: factor on the scores.
         softcap: bound scores by `softcap * tanh(score / softcap)`.
-        out: `[B, T, H, Dv]` of any float dtype to write to; new float32 by default.
+        out: `[B, T, H, Dv]` float32 or bfloat16 to write to, its last dimension in a row; new float32 by default.
 
     Returns:
         `[B, T, H, Dv]`; zeros for queries that see nothing.
@@ -223,7 +231,10 @@ def attention_forward(
     assert attention_mask is not None
     if attention_mask.dtype == torch.bool:
         attention_mask = torch.where(attention_mask, 0.0, -torch.inf)
-    prepared = prepare(attention_mask.float().expand(len(query), 1, query.shape[2], key.shape[2]))
+    positions = kwargs.get("position_ids")
+    if positions is not None and positions.shape not in ((1, query.shape[2]), (len(query), query.shape[2])):
+        positions = None
+    prepared = prepare(attention_mask.float().expand(len(query), 1, query.shape[2], key.shape[2]), positions)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     mixed = attend(query.float(), key.float(), value.float(), prepared, scale, softcap)
     return mixed.to(query.dtype), None

@@ -291,7 +291,7 @@ class FusedDecoder:
         rope = self._rotation(F.pad(positions.flatten(), (0, spare)) if spare else positions.flatten())
         first = self._layers[0]
         mixed = x.new_zeros(len(x), first.queries * first.dim)
-        step = _Step((batch, width), rope, self._prepare(mask), cache, mixed)
+        step = _Step((batch, width), rope, self._prepare(mask, positions), cache, mixed)
         taps: dict[int, Tensor] = {}
         for number, layer in self._run(view):
             if number in hidden:
@@ -323,10 +323,10 @@ class FusedDecoder:
             taps[len(self._layers)] = normed
         return self.project(normed), taps
 
-    def _prepare(self, mask: Tensor | dict[str, Tensor]) -> dict[str | None, Prepared]:
+    def _prepare(self, mask: Tensor | dict[str, Tensor], positions: Tensor) -> dict[str | None, Prepared]:
         if isinstance(mask, dict):
-            return {kind: prepare(one) for kind, one in mask.items()}
-        return dict.fromkeys({layer.kind for layer in self._layers}, prepare(mask))
+            return {kind: prepare(one, positions) for kind, one in mask.items()}
+        return dict.fromkeys({layer.kind for layer in self._layers}, prepare(mask, positions))
 
     def _rotation(self, positions: Tensor) -> Tensor:
         longest = int(positions.max()) + 1

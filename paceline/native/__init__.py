@@ -51,6 +51,7 @@ class Kernels:
     """The compiled operations. Tensors are on the CPU; those named float32 are, others may be bfloat16 too."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
+        self.library = library
         p, n, i, f = c_void_p, c_int64, c_int, c_float
         self._norm, self._rotate, self._attend = library.rms_norm, library.rotate, library.attend
         self._norm.argtypes = [p, i, p, i, p, f, n, n, i]

@@ -1,4 +1,4 @@
-"""The lean forward pass computes what the module computes."""
+"""The lean forward passes compute what the module computes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,23 @@ from paceline.drafters import lean
 from paceline.drafters.lean import Lean, speed_up_small, suits
 from paceline.models.causal import CausalModel
 from paceline.models.loading import load_model
+from paceline.native import kernels
+from paceline.native.small import SmallLlama
 from paceline.tree import TokenTree
 from tests.drafters.support import VOCABULARY, llama
 
 TREE = TokenTree(np.array([4, 5, 6, 7, 5]), np.array([-1, 0, 0, 1, 2]))
+
+
+@pytest.fixture(params=["native", "numpy"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> type[Any]:
+    """Both passes, where there is a C compiler."""
+    if request.param == "numpy":
+        monkeypatch.setattr(lean, "kernels", lambda: None)
+        return Lean
+    if kernels() is None:
+        pytest.skip("no native kernels")
+    return SmallLlama
 
 
 def scores(model: CausalModel) -> list[torch.Tensor]:
@@ -38,16 +51,16 @@ def scores(model: CausalModel) -> list[torch.Tensor]:
     "shape",
     [{}, {"num_key_value_heads": 4}, {"num_key_value_heads": 1, "tie_word_embeddings": True}, {"head_dim": 16}],
 )
-def test_logits_equal_the_module(shape: dict[str, Any]) -> None:
+def test_logits_equal_the_module(shape: dict[str, Any], kind: type[Any]) -> None:
     plain = load_model(llama(**shape), fast=False)
     model = load_model(llama(**shape), fast=False)
     speed_up_small(model)
-    assert isinstance(model.forward, Lean)
+    assert isinstance(model.forward, kind)
     for got, wanted in zip(scores(model), scores(plain), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_positions_beyond_the_first_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_positions_beyond_the_first_table(kind: type[Any]) -> None:
     plain = load_model(llama(context=700), fast=False)
     model = load_model(llama(context=700), fast=False)
     speed_up_small(model)
@@ -74,11 +87,50 @@ def test_large_or_unusual_models_are_left_to_others(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(lean, "LARGEST", 1000)
     assert not suits(small)
     speed_up_small(small)
-    assert not isinstance(small.forward, Lean)
+    assert not isinstance(small.forward, Lean | SmallLlama)
 
 
 def test_a_model_it_gets_wrong_is_left_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lean, "kernels", lambda: None)
     monkeypatch.setattr(lean, "_unit", lambda x, epsilon: x)
     model = load_model(llama(), fast=False)
     speed_up_small(model)
-    assert not isinstance(model.forward, Lean)
+    assert not isinstance(model.forward, Lean | SmallLlama)
+
+
+@pytest.mark.skipif(kernels() is None, reason="no native kernels")
+def test_weights_that_bfloat16_would_round_stay_as_they_are() -> None:
+    rounded, exact = llama(), llama()
+    rounded.load_state_dict({name: x.bfloat16().float() for name, x in exact.state_dict().items()})
+    for module, dtype in ((rounded, torch.bfloat16), (exact, torch.float32)):
+        model = load_model(module, fast=False)
+        speed_up_small(model)
+        assert isinstance(model.forward, SmallLlama)
+        assert model.forward.dtype == dtype
+
+
+@pytest.mark.skipif(kernels() is None, reason="no native kernels")
+def test_native_numbers_do_not_depend_on_threads_or_company() -> None:
+    model = load_model(llama(), fast=False)
+    speed_up_small(model)
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(scores(model))
+    torch.set_num_threads(1)
+    assert all(torch.equal(one, two) for one, two in zip(*found, strict=True))
+    cache = model.new_cache(2)
+    rows = [cache.allocate(), cache.allocate()]
+    together = model.score(cache, rows, [TREE, TokenTree.chain(4, [5])]).logits
+    cache.free(rows[1])
+    cache.crop(rows[0], 0)
+    assert torch.equal(model.score(cache, rows[:1], [TokenTree.chain(4, [5])]).logits, together[[5, 6]])
+
+
+@pytest.mark.skipif(kernels() is None, reason="no native kernels")
+def test_norms_with_several_epsilons_are_left_to_others() -> None:
+    module = llama()
+    module.model.norm.variance_epsilon = 0.5
+    model = load_model(module, fast=False)
+    speed_up_small(model)
+    assert not isinstance(model.forward, SmallLlama)

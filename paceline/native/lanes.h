@@ -1,0 +1,175 @@
+/* Vectors of 16 float32 numbers, and what the native operations make of them.
+
+   A token's numbers are made by the same steps in the same order whatever else is in the batch: sums over a hidden
+   state or a head run in lanes by index, sums over the past run in lanes by place on the token's path. */
+
+#ifndef PACELINE_LANES_H
+#define PACELINE_LANES_H
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { LANES = 16 };
+
+typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
+typedef float eight __attribute__((vector_size(32)));
+typedef float four __attribute__((vector_size(16)));
+typedef int32_t whole __attribute__((vector_size(64)));
+
+static inline lanes load(const float *p) { return *(const lanes *)p; }
+
+static inline void store(float *p, lanes x) { *(lanes *)p = x; }
+
+/* The first n < LANES numbers, and zeros. */
+static inline lanes load_part(const float *p, int64_t n)
+{
+    float x[LANES] = {0};
+    memcpy(x, p, n * sizeof(float));
+    return load(x);
+}
+
+static inline lanes pick(whole which, lanes yes, lanes no)
+{
+    return (lanes)(((whole)yes & which) | ((whole)no & ~which));
+}
+
+static inline float sum(lanes x)
+{
+    eight y = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) +
+              __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+    four z = __builtin_shufflevector(y, y, 0, 1, 2, 3) + __builtin_shufflevector(y, y, 4, 5, 6, 7);
+    return (z[0] + z[2]) + (z[1] + z[3]);
+}
+
+static inline float dot(const float *a, const float *b, int64_t n)
+{
+    lanes even = {0}, odd = {0};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        even += load(a + i) * load(b + i);
+        odd += load(a + i + LANES) * load(b + i + LANES);
+    }
+    if (i + LANES <= n) {
+        even += load(a + i) * load(b + i);
+        i += LANES;
+    }
+    if (i < n) odd += load_part(a + i, n - i) * load_part(b + i, n - i);
+    return sum(even + odd);
+}
+
+/* exp(x) for x <= 0, to two units in the last place (the polynomial is Cephes'); 0 below -87. */
+static inline lanes exponential(lanes x)
+{
+    const lanes low = (lanes){0} - 87.0f;
+    whole tiny = x < low;
+    x = pick(tiny, low, x);
+    whole n = __builtin_convertvector(x * 1.44269504f - 0.5f, whole);
+    lanes k = __builtin_convertvector(n, lanes);
+    lanes r = x - k * 0.693359375f + k * 2.12194440e-4f;
+    lanes y = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * r + 8.3334519073e-3f;
+    y = y * r + 4.1665795894e-2f;
+    y = y * r + 1.6666665459e-1f;
+    y = y * r + 5.0000001201e-1f;
+    y = y * r * r + r + 1.0f;
+    lanes power = (lanes)((n + 127) << 23);
+    return pick(tiny, (lanes){0}, y * power);
+}
+
+/* -- bfloat16 ------------------------------------------------------------------------------------------------ */
+
+static inline void widen(const void *from, int half, int64_t at, int64_t n, float *to)
+{
+    if (!half) {
+        memcpy(to, (const float *)from + at, n * sizeof(float));
+        return;
+    }
+    const uint16_t *p = (const uint16_t *)from + at;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits = (uint32_t)p[i] << 16;
+        memcpy(to + i, &bits, 4);
+    }
+}
+
+/* Ties to even. */
+static inline void narrow(const float *from, int half, void *to, int64_t at, int64_t n)
+{
+    if (!half) {
+        memcpy((float *)to + at, from, n * sizeof(float));
+        return;
+    }
+    uint16_t *p = (uint16_t *)to + at;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, from + i, 4);
+        int nan = (bits & 0x7fffffff) > 0x7f800000;
+        p[i] = nan ? 0x7fc0 : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+    }
+}
+
+/* -- parts of a layer ---------------------------------------------------------------------------------------- */
+
+static inline void normalise(float *x, const float *weight, float epsilon, int64_t n)
+{
+    float scale = 1.0f / sqrtf(dot(x, x, n) / n + epsilon);
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] * scale * weight[i];
+}
+
+/* Scores to the softmax's numerators, in place, with zeros up to a multiple of LANES; returns their sum. */
+static inline float soften(float *scores, int64_t n)
+{
+    int64_t end = (n + LANES - 1) / LANES * LANES;
+    for (int64_t j = n; j < end; j++) scores[j] = -INFINITY;
+    lanes peaks = load(scores);
+    for (int64_t j = LANES; j < end; j += LANES) {
+        lanes x = load(scores + j);
+        peaks = pick(x > peaks, x, peaks);
+    }
+    float highest = peaks[0];
+    for (int i = 1; i < LANES; i++) highest = peaks[i] > highest ? peaks[i] : highest;
+    lanes total = {0};
+    for (int64_t j = 0; j < end; j += LANES) {
+        lanes y = exponential(load(scores + j) - highest);
+        store(scores + j, y);
+        total += y;
+    }
+    return sum(total);
+}
+
+/* The values at `slots`, weighed: one chain of multiply-adds for each of 4 * LANES numbers. */
+static inline void mix_block(const float *values, int64_t stride, const int32_t *slots, const float *weights, int64_t n,
+                             float *out)
+{
+    lanes a = {0}, b = {0}, c = {0}, d = {0};
+    for (int64_t j = 0; j < n; j++) {
+        const float *v = values + slots[j] * stride;
+        a += weights[j] * load(v);
+        b += weights[j] * load(v + LANES);
+        c += weights[j] * load(v + 2 * LANES);
+        d += weights[j] * load(v + 3 * LANES);
+    }
+    store(out, a);
+    store(out + LANES, b);
+    store(out + 2 * LANES, c);
+    store(out + 3 * LANES, d);
+}
+
+static inline void mix(const float *values, int64_t stride, const int32_t *slots, const float *weights, int64_t n,
+                       float *out, int64_t width)
+{
+    int64_t at = 0;
+    for (; at + 4 * LANES <= width; at += 4 * LANES) mix_block(values + at, stride, slots, weights, n, out + at);
+    for (; at < width; at += LANES) {
+        int64_t part = width - at < LANES ? width - at : LANES;
+        lanes total = {0};
+        for (int64_t j = 0; j < n; j++) {
+            const float *v = values + slots[j] * stride + at;
+            total += weights[j] * (part == LANES ? load(v) : load_part(v, part));
+        }
+        memcpy(out + at, &total, part * sizeof(float));
+    }
+}
+
+#endif

@@ -1,0 +1,202 @@
+/* A whole pass of a very small Llama, in float32; `small.py` lays out its arguments.
+
+   Matrices lie in panels of PANEL outputs, `[outputs / PANEL, inputs, PANEL]`, the last one filled up with zeros: a
+   panel's sums are all in registers while its inputs go by. */
+
+#include "lanes.h"
+
+enum { PANEL = 4 * LANES, TOGETHER = 4 };
+
+typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(64)));
+
+typedef struct {
+    const void *qkv, *o, *gate, *up, *down;
+    const float *before, *between;
+    float *keys, *values;
+} layer;
+
+typedef struct {
+    int64_t layers, rows, batch, hidden, queries, keys, dim, inner, vocabulary, half, wanted, longest, threads;
+    int64_t cache_row, cache_head;
+    float epsilon, scale;
+} shape;
+
+/* What a pass is about: where each batch row's new slots begin in the cache, and what each token sees. */
+typedef struct {
+    const float *rope;
+    const int64_t *cache_rows, *starts;
+    const int32_t *slots;
+    const int64_t *first, *wanted;
+} pass;
+
+static inline lanes load_weights(const void *weights, int64_t half, int64_t at)
+{
+    if (!half) return load((const float *)weights + at);
+    words bits = __builtin_convertvector(*(const halves *)((const uint16_t *)weights + at), words);
+    return (lanes)(bits << 16);
+}
+
+/* out[0:rows][0:PANEL] = the panel times rows <= TOGETHER of x. */
+static inline __attribute__((always_inline)) void few(const void *weights, int64_t half, int64_t panel, const float *x,
+                                                      int64_t inputs, int rows, float out[][PANEL])
+{
+    lanes sums[TOGETHER][4] = {{{0}}};
+    int64_t at = panel * inputs * PANEL;
+    for (int64_t i = 0; i < inputs; i++, at += PANEL) {
+        lanes a = load_weights(weights, half, at), b = load_weights(weights, half, at + LANES);
+        lanes c = load_weights(weights, half, at + 2 * LANES), d = load_weights(weights, half, at + 3 * LANES);
+        for (int r = 0; r < rows; r++) {
+            float factor = x[r * inputs + i];
+            sums[r][0] += factor * a;
+            sums[r][1] += factor * b;
+            sums[r][2] += factor * c;
+            sums[r][3] += factor * d;
+        }
+    }
+    for (int r = 0; r < rows; r++)
+        for (int k = 0; k < 4; k++) store(out[r] + k * LANES, sums[r][k]);
+}
+
+static void product(const void *weights, int64_t half, int64_t panel, const float *x, int64_t inputs, int64_t rows,
+                    float out[][PANEL])
+{
+    if (half)
+        switch (rows) {
+        case 1: few(weights, 1, panel, x, inputs, 1, out); return;
+        case 2: few(weights, 1, panel, x, inputs, 2, out); return;
+        case 3: few(weights, 1, panel, x, inputs, 3, out); return;
+        default: few(weights, 1, panel, x, inputs, 4, out); return;
+        }
+    switch (rows) {
+    case 1: few(weights, 0, panel, x, inputs, 1, out); return;
+    case 2: few(weights, 0, panel, x, inputs, 2, out); return;
+    case 3: few(weights, 0, panel, x, inputs, 3, out); return;
+    default: few(weights, 0, panel, x, inputs, 4, out); return;
+    }
+}
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+/* y = (or, where `add`, +=) the matrix times all rows of x, by all threads of the team. */
+static void multiply(const void *weights, int64_t half, const float *x, int64_t rows, int64_t inputs, float *y,
+                     int64_t outputs, int add)
+{
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < (outputs + PANEL - 1) / PANEL; panel++) {
+        int64_t from = panel * PANEL, count = least(PANEL, outputs - from);
+        float out[TOGETHER][PANEL];
+        for (int64_t r = 0; r < rows; r += TOGETHER) {
+            int64_t now = least(TOGETHER, rows - r);
+            product(weights, half, panel, x + r * inputs, inputs, now, out);
+            for (int64_t i = 0; i < now; i++) {
+                float *to = y + (r + i) * outputs + from;
+                for (int64_t o = 0; o < count; o++) to[o] = add ? to[o] + out[i][o] : out[i][o];
+            }
+        }
+    }
+}
+
+/* silu(gate x) * (up x) */
+static void gated(const layer *l, const shape *s, const float *x, float *y)
+{
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < (s->inner + PANEL - 1) / PANEL; panel++) {
+        int64_t from = panel * PANEL, count = least(PANEL, s->inner - from);
+        float gate[TOGETHER][PANEL], up[TOGETHER][PANEL];
+        for (int64_t r = 0; r < s->rows; r += TOGETHER) {
+            int64_t now = least(TOGETHER, s->rows - r);
+            product(l->gate, s->half, panel, x + r * s->hidden, s->hidden, now, gate);
+            product(l->up, s->half, panel, x + r * s->hidden, s->hidden, now, up);
+            for (int64_t i = 0; i < now; i++) {
+                for (int k = 0; k < PANEL; k += LANES) {
+                    lanes g = load(gate[i] + k);
+                    whole negative = g < 0;
+                    lanes e = exponential(pick(negative, g, -g));
+                    store(gate[i] + k, g * pick(negative, e, (lanes){0} + 1.0f) / (e + 1.0f) * load(up[i] + k));
+                }
+                memcpy(y + (r + i) * s->inner + from, gate[i], count * sizeof(float));
+            }
+        }
+    }
+}
+
+static void normalise_rows(const float *x, const float *weight, const shape *s, float *to)
+{
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < s->rows; r++) {
+        memcpy(to + r * s->hidden, x + r * s->hidden, s->hidden * sizeof(float));
+        normalise(to + r * s->hidden, weight, s->epsilon, s->hidden);
+    }
+}
+
+/* Rotate queries and keys in place, and put keys and values where they belong in the cache. */
+static void place(const layer *l, const shape *s, const pass *p, float *qkv)
+{
+    int64_t heads = s->queries + 2 * s->keys, width = s->rows / s->batch;
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t r = 0; r < s->rows; r++)
+        for (int64_t h = 0; h < heads; h++) {
+            float *x = qkv + (r * heads + h) * s->dim;
+            const float *cosines = p->rope + 2 * r * s->dim, *sines = cosines + s->dim;
+            if (h < s->queries + s->keys)
+                for (int64_t i = 0, j = s->dim / 2; j < s->dim; i++, j++) {
+                    float a = x[i], b = x[j];
+                    x[i] = a * cosines[i] + b * sines[i];
+                    x[j] = b * cosines[j] + a * sines[j];
+                }
+            if (h < s->queries) continue;
+            int64_t b = r / width, kept = (h - s->queries) % s->keys, slot = p->starts[b] + r % width;
+            float *store_at = h < s->queries + s->keys ? l->keys : l->values;
+            store_at += p->cache_rows[b] * s->cache_row + kept * s->cache_head + slot * s->dim;
+            memcpy(store_at, x, s->dim * sizeof(float));
+        }
+}
+
+static void look_back(const layer *l, const shape *s, const pass *p, const float *qkv, float *out, float *scores)
+{
+    int64_t heads = s->queries + 2 * s->keys, width = s->rows / s->batch;
+#pragma omp for collapse(2) schedule(static)
+    for (int64_t r = 0; r < s->rows; r++)
+        for (int64_t h = 0; h < s->queries; h++) {
+            int64_t at = p->cache_rows[r / width] * s->cache_row + h / (s->queries / s->keys) * s->cache_head;
+            const float *q = qkv + (r * heads + h) * s->dim;
+            const int32_t *seen = p->slots + p->first[r];
+            int64_t n = p->first[r + 1] - p->first[r];
+            float *to = out + (r * s->queries + h) * s->dim;
+            for (int64_t j = 0; j < n; j++) scores[j] = dot(q, l->keys + at + seen[j] * s->dim, s->dim) * s->scale;
+            float share = 1.0f / soften(scores, n);
+            mix(l->values + at, s->dim, seen, scores, n, to, s->dim);
+            for (int64_t i = 0; i < s->dim; i++) to[i] *= share;
+        }
+}
+
+/* x [rows, hidden] of embeddings is overwritten; `room` holds rows * (2 * hidden + qkv + inner) numbers. */
+void small_llama(const layer *layers, const shape *s, const pass *p, const float *norm, const void *head, float *x,
+                 float *room, float *logits)
+{
+    int64_t joined = (s->queries + 2 * s->keys) * s->dim, mixed_size = s->queries * s->dim;
+    float *normed = room, *qkv = normed + s->rows * s->hidden, *mixed = qkv + s->rows * joined;
+    float *inner = mixed + s->rows * mixed_size;
+#pragma omp parallel num_threads(s->threads)
+    {
+        float *scores = aligned_alloc(64, (s->longest + 2 * LANES) / LANES * LANES * sizeof(float));
+        for (const layer *l = layers; l < layers + s->layers; l++) {
+            normalise_rows(x, l->before, s, normed);
+            multiply(l->qkv, s->half, normed, s->rows, s->hidden, qkv, joined, 0);
+            place(l, s, p, qkv);
+            look_back(l, s, p, qkv, mixed, scores);
+            multiply(l->o, s->half, mixed, s->rows, mixed_size, x, s->hidden, 1);
+            normalise_rows(x, l->between, s, normed);
+            gated(l, s, normed, inner);
+            multiply(l->down, s->half, inner, s->rows, s->inner, x, s->hidden, 1);
+        }
+        free(scores);
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < s->wanted; i++) {
+            memcpy(normed + i * s->hidden, x + p->wanted[i] * s->hidden, s->hidden * sizeof(float));
+            normalise(normed + i * s->hidden, norm, s->epsilon, s->hidden);
+        }
+        multiply(head, s->half, normed, s->wanted, s->hidden, logits, s->vocabulary, 0);
+    }
+}
