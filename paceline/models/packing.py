@@ -81,7 +81,7 @@ class PackedLinear(nn.Module):
         if rows >= ROWS:
             return linear_pointwise(x, self.packed, bias, "none", [], "")
         padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, ROWS - rows))
-        return linear_pointwise(padded, self.packed, bias, "none", [], "")[:rows].view(*x.shape[:-1], -1)
+        return linear_pointwise(padded, self.packed, bias, "none", [], "")[:rows].view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
