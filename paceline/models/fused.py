@@ -6,8 +6,8 @@ float32. Norms, rotation and softmax are computed in float32 and rounded once, w
 in bfloat16 the logits differ from the module's by rounding, to the more precise side.
 
 What it adds is that **a token's logits are the same bits** whether the token is scored alone, in a chain, in a tree
-or in a batch: every product is padded to at least five rows (see `packing`), attention sums in the order of the path
-(see `attention`), and everything else works on rows. Text is then the same for every drafter also in bfloat16.
+or in a batch: a product's rows are computed alike however many they are (see `packing`), attention sums in the order of
+the path (see `attention`), and everything else works on rows. Text is then the same for every drafter also in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from transformers.cache_utils import DynamicCache
 
 from paceline.models.attention import Prepared, attend, prepare
 from paceline.models.fusable import ACTIVATIONS, fusable
-from paceline.models.packing import ROWS, linear_pointwise, pack, packed_bytes, release
+from paceline.models.packing import OneDNN, pack, release
 from paceline.models.views import Runs, View
 from paceline.native import kernels
 
-_binary = torch.ops.mkldnn._linear_pointwise.binary
 #: Largest accepted difference from the module's logits, in standard deviations of the logits.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
@@ -58,42 +57,28 @@ class _Norm:
 class _Matrix:
     """One packed matrix made of the weights of linear layers, stacked by output, and their biases.
 
-    The layers' weights are emptied unless `keep`.
+    The layers' weights are emptied unless `keep`. `activation`: what its products may take.
     """
 
-    def __init__(self, *linears: Any, keep: bool = False) -> None:
+    def __init__(self, *linears: Any, keep: bool = False, activation: str = "none") -> None:
         self.linears, self.keep = linears, keep
         weights = [linear.weight.detach() for linear in linears]
-        self.packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0])
         biases = [linear.bias for linear in linears]
         self.bias: Tensor | None = None
         if any(bias is not None for bias in biases):
             blank = [weight.new_zeros(len(weight)) for weight in weights]
             self.bias = torch.cat([z if b is None else b.detach() for z, b in zip(blank, biases, strict=True)])
+        self.packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0], self.bias, activation)
+        self.times, self.combined, self.dense = self.packed.times, self.packed.combined, self.packed.dense
+        self.nbytes, self.least = self.packed.nbytes, self.packed.least
         for linear in () if keep else linears:
             release(linear.weight)
-
-    def times(self, x: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
-        """`[R, in]` to `[R, out]`, with the bias, then the activation."""
-        return linear_pointwise(x, self.packed, self.bias, activation, [], algorithm)
-
-    def combined(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
-        """The product "add"ed to, or "mul"tiplied by, `other` `[R, out]`."""
-        return _binary(x, other, self.packed, self.bias, operation)
-
-    def dense(self) -> Tensor:
-        """`[out, in]`, unpacked."""
-        return self.packed.to_dense()
-
-    @property
-    def nbytes(self) -> int:
-        return packed_bytes(self.packed)
 
     def restore(self) -> None:
         """Fill the layers' weights again, bit for bit."""
         if self.keep:
             return
-        parts = self.packed.to_dense().split([linear.out_features for linear in self.linears])
+        parts = self.dense().split([linear.out_features for linear in self.linears])
         for linear, part in zip(self.linears, parts, strict=True):
             linear.weight.data = part.clone() if len(parts) > 1 else part
 
@@ -113,7 +98,8 @@ class _Layer:
             self.head_norm = _Norm([attention.q_norm] * self.queries + [attention.k_norm] * self.keys)
         self.act, self.algorithm = ACTIVATIONS[activation]
         self.qkv = _Matrix(attention.q_proj, attention.k_proj, attention.v_proj, keep=keep)
-        self.o, self.gate = _Matrix(attention.o_proj, keep=keep), _Matrix(mlp.gate_proj, keep=keep)
+        self.o = _Matrix(attention.o_proj, keep=keep)
+        self.gate = _Matrix(mlp.gate_proj, keep=keep, activation=self.act)
         self.up, self.down = _Matrix(mlp.up_proj, keep=keep), _Matrix(mlp.down_proj, keep=keep)
 
     def __call__(self, x: Tensor, step: _Step) -> Tensor:
@@ -225,6 +211,7 @@ class FusedDecoder:
         self._head = _Matrix(module.lm_head, keep=keep or module.lm_head.weight is body.embed_tokens.weight)
         kinds = getattr(config, "layer_types", None) or [None] * len(body.layers)
         self._layers = [_Layer(*pair, config.hidden_act, keep) for pair in zip(body.layers, kinds, strict=True)]
+        self._least = max(matrix.least for matrix in self._matrices())
         try:
             self._verify(tokens, expected)
         except BaseException:
@@ -244,6 +231,7 @@ class FusedDecoder:
                 the head.
         """
         other = copy.copy(self)
+        other._least = OneDNN.least
         other.dtype, other._layers = torch.float32, [copy.copy(layer) for layer in self._layers]
         for layer in other._layers:
             for name, matrix in layer.matrices().items():
@@ -283,7 +271,7 @@ class FusedDecoder:
         """
         batch, width = tokens.shape
         real = batch * width
-        spare = max(0, ROWS - real)
+        spare = max(0, self._least - real)
         if view is None or view.states is None:
             x = F.embedding(F.pad(tokens.flatten(), (0, spare)) if spare else tokens.flatten(), self._table)
         else:
@@ -309,8 +297,8 @@ class FusedDecoder:
     def project(self, normed: Tensor) -> Tensor:
         """Logits `[N, V]` float32 of hidden states `[N, d]` behind the last norm."""
         count = len(normed)
-        if count < ROWS:
-            normed = F.pad(normed, (0, 0, 0, ROWS - count))
+        if count < self._least:
+            normed = F.pad(normed, (0, 0, 0, self._least - count))
         return self._head.times(normed)[:count].float()
 
     def _finish(

@@ -1,9 +1,10 @@
 """Packed weights for linear layers on a CPU.
 
-oneDNN multiplies by a matrix that was laid out for it 1.4 to 1.9 times as fast as by a plain one, and its kernel has
-a second property on which exactness in bfloat16 rests: **a row's result does not depend on how many rows there are**,
-from 2 rows on. One row alone takes another kernel (slower, and other last bits), so few rows are padded to five (on
-a Zen 4 five are 5 % faster than four where memory is slow, and equal where it is fast).
+A matrix that was laid out for the kernel multiplies few rows two to three times as fast as a plain one. There are two
+layouts: our own for bfloat16 where the CPU suits it (`paceline.native.matrix`), else oneDNN's. Both have the property
+on which exactness in bfloat16 rests: **a row's result does not depend on how many rows there are**; with oneDNN from
+2 rows on. There one row alone takes another kernel (slower, and other last bits), so few rows are padded to five (on a
+Zen 4 five are 5 % faster than four where memory is slow, and equal where it is fast).
 """
 
 from __future__ import annotations
@@ -17,12 +18,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-#: The fewest rows that are multiplied, and what the weights are laid out for.
-ROWS = 5
-_LAID_OUT_FOR = 4
+from paceline.native import kernels
+from paceline.native.matrix import Panels
 
 DTYPES = (torch.bfloat16, torch.float32)
-linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
+_LAID_OUT_FOR = 4
+_product = torch.ops.mkldnn._linear_pointwise.default
+_combined = torch.ops.mkldnn._linear_pointwise.binary
+
+
+class OneDNN:
+    """A matrix `[out, in]` in oneDNN's layout, and its bias.
+
+    Attributes:
+        least: fewest rows that may be multiplied.
+        shape: (out, in).
+        nbytes: bytes it occupies (blocks are filled up, so a little more than the plain one).
+    """
+
+    least = 5
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        self.shape = weight.shape
+        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), _LAID_OUT_FOR)
+        self._bias = None if bias is None else bias.detach()
+        self.nbytes = int(torch.ops.mkldnn._nbytes(self._packed))
+
+    def times(self, x: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
+        """`[R, in]` to `[R, out]`, with the bias, then the activation, by oneDNN's names."""
+        return _product(x, self._packed, self._bias, activation, [], algorithm)
+
+    def combined(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        """The product "add"ed to, or "mul"tiplied by, `other` `[R, out]`."""
+        return _combined(x, other, self._packed, self._bias, operation)
+
+    def dense(self) -> Tensor:
+        """`[out, in]`, the same bits."""
+        return self._packed.to_dense()
+
+
+def pack(weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> OneDNN | Panels:
+    """A copy of `[out, in]` in the layout that is fastest here.
+
+    Args:
+        activation: that its products may take, by oneDNN's name.
+    """
+    weight, native = weight.detach(), kernels()
+    if native is not None and Panels.suits(native, weight, activation):
+        return Panels(native, weight, bias)
+    return OneDNN(weight, bias)
 
 
 def unpackable(weight: Tensor) -> str | None:
@@ -36,16 +80,6 @@ def unpackable(weight: Tensor) -> str | None:
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return "this CPU has no bfloat16 support in oneDNN (AVX512 needed)"
     return None
-
-
-def pack(weight: Tensor) -> Tensor:
-    """An opaque copy of `[out, in]` for oneDNN; `.to_dense()` gives the same bits back."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _LAID_OUT_FOR)
-
-
-def packed_bytes(weight: Tensor) -> int:
-    """Bytes a packed matrix occupies (blocks are padded, so a little more than the plain one)."""
-    return int(torch.ops.mkldnn._nbytes(weight))
 
 
 class PackedLinear(nn.Module):
@@ -62,26 +96,24 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: nn.Parameter | None = None, transposed: bool = False) -> None:
         super().__init__()
-        self.packed = pack(weight.t() if transposed else weight)
+        self.packed = pack(weight.t() if transposed else weight, bias)
         self.bias, self.transposed = bias, transposed
         self.out_features, self.in_features = self.packed.shape
 
     @property
     def weight(self) -> Tensor:
         """The plain weight, unpacked anew at each access."""
-        dense = self.packed.to_dense()
+        dense = self.packed.dense()
         return dense.t().contiguous() if self.transposed else dense
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., in]` to `[..., out]`, of the weight's dtype."""
         if torch.is_grad_enabled() and x.requires_grad:
-            return F.linear(x, self.packed.to_dense(), self.bias)
-        bias = None if self.bias is None else self.bias.detach()
-        rows = x.numel() // self.in_features
-        if rows >= ROWS:
-            return linear_pointwise(x, self.packed, bias, "none", [], "")
-        padded = F.pad(x.reshape(rows, self.in_features), (0, 0, 0, ROWS - rows))
-        return linear_pointwise(padded, self.packed, bias, "none", [], "")[:rows].view(*x.shape[:-1], self.out_features)
+            return F.linear(x, self.packed.dense(), self.bias)
+        rows = x.reshape(-1, self.in_features)
+        count, spare = len(rows), max(0, self.packed.least - len(rows))
+        out = self.packed.times(F.pad(rows, (0, 0, 0, spare)) if spare else rows)[:count]
+        return out.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -150,7 +182,7 @@ def _replace(module: nn.Module, name: str, layer: Any, shared: bool, record: Pac
         release(layer.weight)
     setattr(parent, name.rpartition(".")[2], packed)
     record.layers[name] = layer
-    record.nbytes += packed_bytes(packed.packed)
+    record.nbytes += packed.packed.nbytes
 
     def restore() -> None:
         if not shared:

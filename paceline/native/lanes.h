@@ -78,6 +78,13 @@ static inline lanes exponential(lanes x)
     return pick(tiny, (lanes){0}, y * power);
 }
 
+static inline lanes silu(lanes x)
+{
+    whole negative = x < 0;
+    lanes e = exponential(pick(negative, x, -x));
+    return x * pick(negative, e, (lanes){0} + 1.0f) / (e + 1.0f);
+}
+
 /* -- bfloat16 ------------------------------------------------------------------------------------------------ */
 
 static inline void widen(const void *from, int half, int64_t at, int64_t n, float *to)

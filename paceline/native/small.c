@@ -109,12 +109,7 @@ static void gated(const layer *l, const shape *s, const float *x, float *y)
             product(l->gate, s->half, panel, x + r * s->hidden, s->hidden, now, gate);
             product(l->up, s->half, panel, x + r * s->hidden, s->hidden, now, up);
             for (int64_t i = 0; i < now; i++) {
-                for (int k = 0; k < PANEL; k += LANES) {
-                    lanes g = load(gate[i] + k);
-                    whole negative = g < 0;
-                    lanes e = exponential(pick(negative, g, -g));
-                    store(gate[i] + k, g * pick(negative, e, (lanes){0} + 1.0f) / (e + 1.0f) * load(up[i] + k));
-                }
+                for (int k = 0; k < PANEL; k += LANES) store(gate[i] + k, silu(load(gate[i] + k)) * load(up[i] + k));
                 memcpy(y + (r + i) * s->inner + from, gate[i], count * sizeof(float));
             }
         }

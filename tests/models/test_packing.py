@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from models.architectures import build
 from paceline.models.packing import DTYPES, PackedLinear, pack_linears
+from paceline.native import kernels
 
 #: Inputs and outputs of a layer: of tiny models, uneven ones, and those of small real models.
 SHAPES = [(32, 48), (48, 61), (257, 130), (576, 1536), (1536, 576)]
@@ -24,6 +25,15 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     if request.param == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         pytest.skip("this CPU has no bfloat16")
     return request.param
+
+
+@pytest.fixture(params=["ours", "oneDNN"], autouse=True)
+def layout(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our own layout, where this machine has it, and oneDNN's."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr("paceline.models.packing.kernels", lambda: None)
+    elif kernels() is None:
+        pytest.skip("no native kernels")
 
 
 def random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

@@ -1,0 +1,71 @@
+"""Matrices in bfloat16 for CPUs that multiply it natively (AVX512-BF16), by `matrix.c`.
+
+A pass over few rows costs what reading the weights costs, and a core that multiplies while it reads asks for too little
+at a time: oneDNN gets two thirds of the memory's bandwidth with one row and half of it with eight. The kernel here
+fetches ahead of itself and gets nearly all of it, for up to eight rows; with hundreds of rows both compute at the
+CPU's limit. Where the CPU has matrix units (AMX), which oneDNN uses, it is left to oneDNN.
+"""
+
+from __future__ import annotations
+
+from ctypes import c_int, c_int64, c_void_p
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paceline.native import Kernels
+
+#: Outputs a panel has; `WIDE` in `matrix.c`.
+WIDE = 32
+_OPERATIONS = {"add": 1, "mul": 2}
+
+
+class Panels:
+    """A matrix `[out, in]` in bfloat16, and its bias.
+
+    Attributes:
+        least: fewest rows that are multiplied.
+        shape: (out, in).
+        nbytes: bytes it occupies.
+    """
+
+    least = 1
+
+    def __init__(self, native: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+        self.shape = weight.shape
+        outputs, inputs = weight.shape
+        padded = F.pad(weight, (0, 0, 0, -outputs % WIDE)) if outputs % WIDE else weight
+        self._panels = padded.view(-1, WIDE, inputs // 2, 2).transpose(1, 2).contiguous()
+        self._bias = None if bias is None else bias.detach().float()
+        self.nbytes = self._panels.nbytes
+        self._run = native.library.matrix_product
+        self._run.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, *[c_int64] * 3, c_int]
+        self._run.restype = None
+
+    @staticmethod
+    def suits(native: Kernels, weight: Tensor, activation: str) -> bool:
+        """Whether this machine has the kernel for it, with this activation behind it."""
+        even = weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
+        return even and activation in ("none", "swish") and bool(native.library.matrix_available())
+
+    def times(self, x: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
+        """`[R, in]` to `[R, out]`, with the bias, then the activation ("none" or "swish")."""
+        return self._product(x, activation == "swish", None, 0)
+
+    def combined(self, x: Tensor, other: Tensor, operation: str) -> Tensor:
+        """The product "add"ed to, or "mul"tiplied by, `other` `[R, out]`."""
+        return self._product(x, False, other.contiguous(), _OPERATIONS[operation])
+
+    def dense(self) -> Tensor:
+        """`[out, in]`, the same bits."""
+        return self._panels.transpose(1, 2).reshape(-1, self.shape[1])[: self.shape[0]]
+
+    def _product(self, x: Tensor, swish: bool, other: Tensor | None, operation: int) -> Tensor:
+        x = x.contiguous()
+        rows, (outputs, inputs) = len(x), self.shape
+        out = torch.empty(rows, outputs, dtype=torch.bfloat16)
+        bias, operand = (None if t is None else t.data_ptr() for t in (self._bias, other))
+        numbers = (rows, inputs, outputs, torch.get_num_threads())
+        self._run(x.data_ptr(), self._panels.data_ptr(), bias, swish, operand, operation, out.data_ptr(), *numbers)
+        return out
