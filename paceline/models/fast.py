@@ -34,11 +34,13 @@ def speed_up(model: CausalModel) -> Callable[[], None]:
         except ValueError as error:  # it checked itself against the module and found a difference
             reason = str(error)
         else:
+            spare = model.spare
             model.forward, model.path = fused, "fused forward pass from packed weights"
+            model.spare = fused.spare or spare
 
             def unfuse() -> None:
                 fused.undo()
-                model.forward = plain
+                model.forward, model.spare = plain, spare
 
             return unfuse
     undo_attention = _own_attention(model)
