@@ -11,6 +11,7 @@
 enum {
     WIDE = 2 * LANES,
     MOST = 8,      /* rows a block that the registers hold */
+    SINGLE = 5,    /* rows that are one block */
     BALANCED = 6,  /* rows a block up to which computing hides behind the memory */
     MANY = 32,     /* rows beyond which it cannot */
     AHEAD = 4096,
@@ -112,7 +113,8 @@ static inline void finish(float *sums, const float *bias, int swish, const uint1
 void matrix_product(const uint16_t *x, const uint16_t *panels, const float *bias, int swish, const uint16_t *other,
                     int operation, uint16_t *y, int64_t rows, int64_t inputs, int64_t outputs, int threads)
 {
-    int64_t most = rows > MANY ? MOST : BALANCED, blocks = (rows + most - 1) / most;
+    int64_t most = rows <= SINGLE ? SINGLE : rows <= BALANCED ? BALANCED / 2 : rows <= MANY ? BALANCED : MOST;
+    int64_t blocks = (rows + most - 1) / most;
     int64_t size = WIDE * inputs, step = blocks > 1 && rows <= MANY ? 4 * WIDE / blocks : 0;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t p = 0; p < (outputs + WIDE - 1) / WIDE; p++) {
