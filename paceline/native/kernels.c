@@ -42,31 +42,129 @@ typedef struct {
     int64_t query[3], key[3], value[3], mask[2], out[3];
 } layout;
 
+/* Queries that are worked on side by side, so that what they see in common is loaded once for all of them. */
+enum { TEAM = 4 };
+
+/* `dot` of each of the team's queries with one key, by the same steps. */
+static inline four dots(const float *const *query, const float *key, int64_t n)
+{
+    lanes even[TEAM] = {{0}}, odd[TEAM] = {{0}};
+    int64_t i = 0;
+    for (; i + 2 * LANES <= n; i += 2 * LANES) {
+        lanes a = load(key + i), b = load(key + i + LANES);
+        for (int t = 0; t < TEAM; t++) {
+            even[t] += load(query[t] + i) * a;
+            odd[t] += load(query[t] + i + LANES) * b;
+        }
+    }
+    if (i + LANES <= n) {
+        lanes a = load(key + i);
+        for (int t = 0; t < TEAM; t++) even[t] += load(query[t] + i) * a;
+        i += LANES;
+    }
+    if (i < n) {
+        lanes b = load_part(key + i, n - i);
+        for (int t = 0; t < TEAM; t++) odd[t] += load_part(query[t] + i, n - i) * b;
+    }
+    return (four){sum(even[0] + odd[0]), sum(even[1] + odd[1]), sum(even[2] + odd[2]), sum(even[3] + odd[3])};
+}
+
+/* `mix_block` for each of the team. */
+static inline void mix_team(const float *values, int64_t stride, const int32_t *slots, float *const *weights, int64_t n,
+                            float *const *out)
+{
+    lanes sums[TEAM][4];
+    for (int t = 0; t < TEAM; t++)
+        for (int k = 0; k < 4; k++) sums[t][k] = load(out[t] + k * LANES);
+    for (int64_t j = 0; j < n; j++) {
+        const float *v = values + slots[j] * stride;
+        lanes a = load(v), b = load(v + LANES), c = load(v + 2 * LANES), d = load(v + 3 * LANES);
+        for (int t = 0; t < TEAM; t++) {
+            sums[t][0] += weights[t][j] * a;
+            sums[t][1] += weights[t][j] * b;
+            sums[t][2] += weights[t][j] * c;
+            sums[t][3] += weights[t][j] * d;
+        }
+    }
+    for (int t = 0; t < TEAM; t++)
+        for (int k = 0; k < 4; k++) store(out[t] + k * LANES, sums[t][k]);
+}
+
+/* One head for a team of queries; `first` and `mask` are those of its first query, of `size` queries in all. The first
+   `common` slots are the same for all. Where the team is not whole, its last query fills the empty places. */
+static void attend_team(const float *query, const float *k, const float *v, const float *mask, const int32_t *slots,
+                        const int64_t *first, const layout *s, int64_t size, int64_t common, float scale,
+                        float softcap, int64_t room, float *scores, float *mixed)
+{
+    const float *queries[TEAM];
+    float *own[TEAM], *out[TEAM], shares[TEAM];
+    for (int64_t t = 0; t < TEAM; t++) {
+        queries[t] = query + least(t, size - 1) * s->query[2];
+        own[t] = scores + t * room;
+        out[t] = mixed + t * s->width;
+    }
+    for (int64_t j = 0; j < common; j++) {
+        four together = dots(queries, k + slots[first[0] + j] * s->key[2], s->dim);
+        for (int t = 0; t < TEAM; t++) own[t][j] = together[t] * scale;
+    }
+    for (int64_t t = 0; t < size; t++) {
+        const int32_t *seen = slots + first[t];
+        int64_t n = first[t + 1] - first[t];
+        for (int64_t j = common; j < n; j++) own[t][j] = dot(queries[t], k + seen[j] * s->key[2], s->dim) * scale;
+        if (softcap > 0)
+            for (int64_t j = 0; j < n; j++) own[t][j] = softcap * tanhf(own[t][j] / softcap);
+        for (int64_t j = 0; j < n; j++) own[t][j] += mask[t * s->mask[1] + seen[j]];
+        shares[t] = n ? 1.0f / soften(own[t], n) : 0.0f;
+    }
+    memset(mixed, 0, TEAM * s->width * sizeof(float));
+    int64_t blocks = common ? s->width / (4 * LANES) * (4 * LANES) : 0;
+    for (int64_t at = 0; at < blocks; at += 4 * LANES) {
+        float *there[TEAM] = {out[0] + at, out[1] + at, out[2] + at, out[3] + at};
+        mix_team(v + at, s->value[2], slots + first[0], own, common, there);
+    }
+    for (int64_t t = 0; t < size; t++) {
+        const int32_t *seen = slots + first[t];
+        int64_t n = first[t + 1] - first[t];
+        mix(v, s->value[2], seen + common, own[t] + common, n - common, out[t], blocks);
+        mix(v + blocks, s->value[2], seen, own[t], n, out[t] + blocks, s->width - blocks);
+        for (int64_t i = 0; i < s->width; i++) out[t][i] *= shares[t];
+    }
+}
+
+/* How many of the first slots are the same for `size` queries; none are looked for where there is but one. */
+static int64_t in_common(const int32_t *slots, const int64_t *first, int64_t size)
+{
+    int64_t common = size > 1 ? first[1] - first[0] : 0;
+    for (int64_t t = 1; t < size; t++) {
+        int64_t j = 0, end = least(common, first[t + 1] - first[t]);
+        while (j < end && slots[first[t] + j] == slots[first[0] + j]) j++;
+        common = j;
+    }
+    return common;
+}
+
 void attend(const float *query, const float *keys, const float *values, const float *mask, const int32_t *slots,
             const int64_t *first, void *out, int half, const layout *s, float scale, float softcap, int threads)
 {
+    int64_t teams = (s->queries + TEAM - 1) / TEAM, room = (s->longest + 2 * LANES) / LANES * LANES;
 #pragma omp parallel num_threads(threads)
     {
-        float *scores = aligned_alloc(64, (s->longest + 2 * LANES) / LANES * LANES * sizeof(float));
-        float mixed[s->width];
+        float *scores = aligned_alloc(64, TEAM * room * sizeof(float));
+        float mixed[TEAM * s->width];
 #pragma omp for collapse(3) schedule(static)
         for (int64_t b = 0; b < s->batch; b++)
             for (int64_t h = 0; h < s->heads; h++)
-                for (int64_t t = 0; t < s->queries; t++) {
-                    const float *q = query + b * s->query[0] + h * s->query[1] + t * s->query[2];
+                for (int64_t g = 0; g < teams; g++) {
+                    int64_t t = g * TEAM, size = least(TEAM, s->queries - t);
+                    const int64_t *own = first + b * s->queries + t;
                     const float *k = keys + b * s->key[0] + h / s->groups * s->key[1];
                     const float *v = values + b * s->value[0] + h / s->groups * s->value[1];
-                    const float *extra = mask + b * s->mask[0] + t * s->mask[1];
-                    const int32_t *seen = slots + first[b * s->queries + t];
-                    int64_t n = first[b * s->queries + t + 1] - first[b * s->queries + t];
-                    for (int64_t j = 0; j < n; j++) scores[j] = dot(q, k + seen[j] * s->key[2], s->dim) * scale;
-                    if (softcap > 0)
-                        for (int64_t j = 0; j < n; j++) scores[j] = softcap * tanhf(scores[j] / softcap);
-                    for (int64_t j = 0; j < n; j++) scores[j] += extra[seen[j]];
-                    float share = n ? 1.0f / soften(scores, n) : 0.0f;
-                    mix(v, s->value[2], seen, scores, n, mixed, s->width);
-                    for (int64_t i = 0; i < s->width; i++) mixed[i] *= share;
-                    narrow(mixed, half, out, b * s->out[0] + h * s->out[1] + t * s->out[2], s->width);
+                    attend_team(query + b * s->query[0] + h * s->query[1] + t * s->query[2], k, v,
+                                mask + b * s->mask[0] + t * s->mask[1], slots, own, s, size,
+                                in_common(slots, own, size), scale, softcap, room, scores, mixed);
+                    int64_t place = b * s->out[0] + h * s->out[1] + t * s->out[2];
+                    for (int64_t i = 0; i < size; i++)
+                        narrow(mixed + i * s->width, half, out, place + i * s->out[2], s->width);
                 }
         free(scores);
     }

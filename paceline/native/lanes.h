@@ -145,11 +145,11 @@ static inline float soften(float *scores, int64_t n)
     return sum(total);
 }
 
-/* The values at `slots`, weighed: one chain of multiply-adds for each of 4 * LANES numbers. */
+/* out [4 * LANES] += the values at `slots`, weighed: one chain of multiply-adds a number. */
 static inline void mix_block(const float *values, int64_t stride, const int32_t *slots, const float *weights, int64_t n,
                              float *out)
 {
-    lanes a = {0}, b = {0}, c = {0}, d = {0};
+    lanes a = load(out), b = load(out + LANES), c = load(out + 2 * LANES), d = load(out + 3 * LANES);
     for (int64_t j = 0; j < n; j++) {
         const float *v = values + slots[j] * stride;
         a += weights[j] * load(v);
@@ -163,6 +163,7 @@ static inline void mix_block(const float *values, int64_t stride, const int32_t 
     store(out + 3 * LANES, d);
 }
 
+/* out [width] += the values at `slots`, weighed. */
 static inline void mix(const float *values, int64_t stride, const int32_t *slots, const float *weights, int64_t n,
                        float *out, int64_t width)
 {
@@ -170,7 +171,7 @@ static inline void mix(const float *values, int64_t stride, const int32_t *slots
     for (; at + 4 * LANES <= width; at += 4 * LANES) mix_block(values + at, stride, slots, weights, n, out + at);
     for (; at < width; at += LANES) {
         int64_t part = width - at < LANES ? width - at : LANES;
-        lanes total = {0};
+        lanes total = load_part(out + at, part);
         for (int64_t j = 0; j < n; j++) {
             const float *v = values + slots[j] * stride + at;
             total += weights[j] * (part == LANES ? load(v) : load_part(v, part));
@@ -178,5 +179,7 @@ static inline void mix(const float *values, int64_t stride, const int32_t *slots
         memcpy(out + at, &total, part * sizeof(float));
     }
 }
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
 #endif

@@ -119,7 +119,7 @@ void matrix_product(const uint16_t *x, const uint16_t *panels, const float *bias
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t p = 0; p < (outputs + WIDE - 1) / WIDE; p++) {
         const uint16_t *panel = panels + p * size;
-        int64_t from = p * WIDE, count = outputs - from < WIDE ? outputs - from : WIDE;
+        int64_t from = p * WIDE, count = least(WIDE, outputs - from);
         float out[MOST][WIDE];
         for (int64_t b = 0, r = 0; b < blocks; b++) {
             int64_t now = (rows - r + blocks - b - 1) / (blocks - b);

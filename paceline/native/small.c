@@ -76,8 +76,6 @@ static void product(const void *weights, int64_t half, int64_t panel, const floa
     }
 }
 
-static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
 /* y = (or, where `add`, +=) the matrix times all rows of x, by all threads of the team. */
 static void multiply(const void *weights, int64_t half, const float *x, int64_t rows, int64_t inputs, float *y,
                      int64_t outputs, int add)
@@ -161,6 +159,7 @@ static void look_back(const layer *l, const shape *s, const pass *p, const float
             float *to = out + (r * s->queries + h) * s->dim;
             for (int64_t j = 0; j < n; j++) scores[j] = dot(q, l->keys + at + seen[j] * s->dim, s->dim) * s->scale;
             float share = 1.0f / soften(scores, n);
+            memset(to, 0, s->dim * sizeof(float));
             mix(l->values + at, s->dim, seen, scores, n, to, s->dim);
             for (int64_t i = 0; i < s->dim; i++) to[i] *= share;
         }
