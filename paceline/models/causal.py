@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from paceline.caches import Extension, Row, TrieCache
-from paceline.errors import Unsupported
+from paceline.models.config import context, weight_bytes, windows
 from paceline.models.costs import PassCosts, measure
 from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of, require_views
 from paceline.tree import TokenTree
@@ -178,18 +178,18 @@ class CausalModel:
         self.vocab_size = int(self.config.vocab_size)
         self.num_layers = int(self.config.num_hidden_layers)
         self.windows = self.attention_windows()
-        self.nbytes = _weight_bytes(module)
+        self.nbytes = weight_bytes(module)
         self.path = "the module's own forward pass"
         self.offers = frozenset({"chain", "tree", "hidden_states"})
         if blocks_of(module, self.config) is not None:
             self.offers |= {"views"}
         # oneDNN computes up to six rows in the time of one; a GPU has room for a full tile of its matrix units.
         self.spare = 5 if self.device.type == "cpu" else 31
-        self.context = _context(self.config)
+        self.context = context(self.config)
 
     def attention_windows(self) -> dict[str, int | None]:
         """Sliding window of each attention layer type (`None`: unlimited). Raises `Unsupported` for other layers."""
-        return _windows(self.config)
+        return windows(self.config)
 
     @property
     def end_tokens(self) -> frozenset[int]:
@@ -368,61 +368,5 @@ class CausalModel:
         return next(iter(kinds.values())) if len(kinds) == 1 else kinds
 
 
-def _weight_bytes(module: Any) -> int:
-    """All weights once; of an input embedding that is not also the head, a pass reads only a few rows."""
-    weights = {p.data_ptr(): p.nbytes for p in module.parameters() if p.numel()}
-    table, head = module.get_input_embeddings(), module.get_output_embeddings()
-    if table is not None and head is not None and table.weight.data_ptr() != head.weight.data_ptr():
-        weights.pop(table.weight.data_ptr(), None)
-    return sum(weights.values())
-
-
-def _context(config: Any) -> int:
-    """Tokens that a text may have.
-
-    LongRoPE changes the rotation of all positions of a pass once one of them lies beyond the length of the original
-    training, so that what a text says would depend on how it was cut into passes: such models stay within that length.
-    """
-    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
-    longest = int(next((length for length in lengths if length), 2048))
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") != "longrope":
-        return longest
-    own = rope.get("original_max_position_embeddings")
-    return min(longest, int(own or getattr(config, "original_max_position_embeddings", None) or longest))
-
-
 def _starts(nodes: Seq[Nodes]) -> list[int]:
     return list(itertools.accumulate((len(new) for new in nodes), initial=0))
-
-
-def _windows(config: Any) -> dict[str, int | None]:
-    """Sliding window of each attention layer type (`None`: unlimited).
-
-    Raises:
-        Unsupported: some layer is not softmax attention over all or a known window of the past.
-    """
-    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or []))
-    window = getattr(config, "sliding_window", None)
-    unknown = [kind for kind in kinds if kind not in ("full_attention", "sliding_attention")]
-    if unknown:
-        raise Unsupported(
-            f"model type {config.model_type!r} has {', '.join(unknown)} layers; "
-            "their state cannot be kept at the nodes of a tree, only full and sliding-window attention can"
-        )
-    foreign = [
-        f"{name}={value}"
-        for name, value in config.to_dict().items()
-        if "window" in name and type(value) is int and value and name not in _KNOWN_WINDOWS and "pattern" not in name
-    ]
-    if foreign or ("sliding_attention" in kinds and not window):
-        raise Unsupported(
-            f"model type {config.model_type!r} limits attention by {', '.join(foreign) or 'an unnamed window'}; "
-            "only a sliding_window can be driven"
-        )
-    if not kinds:
-        return {"full_attention": window if getattr(config, "use_sliding_window", True) else None}
-    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
-
-
-_KNOWN_WINDOWS = ("sliding_window", "max_window_layers")

@@ -12,8 +12,9 @@ from transformers import GenerationConfig, LlamaConfig
 
 from models.architectures import SUPPORTED, VOCABULARY, build
 from paceline.errors import ModelError, OutOfMemory, Unsupported
-from paceline.models.causal import CausalModel, _windows
+from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
+from paceline.models.config import windows
 from paceline.models.loading import load_model
 from paceline.tree import TokenTree
 
@@ -112,11 +113,11 @@ def config(**values: Any) -> Any:
 
 def test_windows_by_layer_type() -> None:
     both = ["sliding_attention", "full_attention", "sliding_attention"]
-    assert _windows(config()) == {"full_attention": None}
-    assert _windows(config(sliding_window=5)) == {"full_attention": 5}
-    assert _windows(config(sliding_window=5, use_sliding_window=False)) == {"full_attention": None}
-    assert _windows(config(sliding_window=5, layer_types=both)) == {"sliding_attention": 5, "full_attention": None}
-    assert _windows(LlamaConfig()) == {"full_attention": None}
+    assert windows(config()) == {"full_attention": None}
+    assert windows(config(sliding_window=5)) == {"full_attention": 5}
+    assert windows(config(sliding_window=5, use_sliding_window=False)) == {"full_attention": None}
+    assert windows(config(sliding_window=5, layer_types=both)) == {"sliding_attention": 5, "full_attention": None}
+    assert windows(LlamaConfig()) == {"full_attention": None}
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_windows_by_layer_type() -> None:
 )
 def test_other_attention_is_refused(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unsupported, match=reason):
-        _windows(config(**values))
+        windows(config(**values))
 
 
 # -- self-check ----------------------------------------------------------------------------------------------
