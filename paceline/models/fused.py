@@ -30,6 +30,9 @@ from paceline.native import kernels
 #: Largest accepted difference from the module's logits, in standard deviations of the logits.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
 
+#: Rows that must be left out before the last layer is narrowed to the others.
+_SPARED = 32
+
 
 class _Norm:
     """RMSNorm in float32. With several norms, one for each entry of the last but one dimension."""
@@ -114,10 +117,13 @@ class _Layer:
         qk = heads[:, :both].view(batch, width, both, self.dim).transpose(1, 2)
         value = heads[:, both:].unflatten(0, step.shape).transpose(1, 2)
         keys, values = step.cache.update(qk[:, self.queries :], value, self.index)
-        out = step.mixed[:real].view(batch, width, self.queries, self.dim)
+        query = qk[:, : self.queries]
+        if step.wanted is not None:
+            query, x = query.index_select(2, step.wanted), x.index_select(0, step.wanted)
+        out = step.mixed[: batch * query.shape[2]].view(batch, -1, self.queries, self.dim)
         # Caches of a module that was not fused may hold another dtype.
         keys, values = keys.float(), values.float()
-        attend(qk[:, : self.queries], keys, values, step.prepared[self.kind], self.scale, out=out)
+        attend(query, keys, values, step.prepared[self.kind], self.scale, out=out)
         return self.o.combined(step.mixed, x, "add")
 
     def turn(self, qkv: Tensor, rope: Tensor) -> Tensor:
@@ -172,6 +178,7 @@ class _Step(NamedTuple):
         prepared: masks by layer kind.
         cache: keys and values.
         mixed: `[R, H * D]` scratch for attention's output; rows behind B x T stay zero.
+        wanted: the rows that go on behind the keys and values, None: all; `prepared` and `mixed` are those of theirs.
     """
 
     shape: tuple[int, int]
@@ -179,6 +186,7 @@ class _Step(NamedTuple):
     prepared: dict[str | None, Prepared]
     cache: Any
     mixed: Tensor
+    wanted: Tensor | None = None
 
 
 class FusedDecoder:
@@ -289,6 +297,8 @@ class FusedDecoder:
         for number, layer in self._run(view):
             if number in hidden:
                 taps[number] = x
+            if layer is self._layers[-1] and rows is not None and self._few(rows, tokens, view, hidden):
+                step, real, rows = self._narrowed(step, rows, mask, positions), len(rows), None
             x = layer(x, step) if view is None else layer.follow(view, number, x, step)
         if view is not None and view.last in hidden:
             taps[view.last] = x
@@ -298,6 +308,19 @@ class FusedDecoder:
         """The layers of a pass, with their numbers."""
         whole = list(enumerate(self._layers))
         return whole if view is None else whole[view.first : view.last]
+
+    def _few(self, rows: Tensor, tokens: Tensor, view: View | None, hidden: tuple[int, ...]) -> bool:
+        """Whether so few rows of a prompt are wanted that the last layer had better spare the others."""
+        return view is None and not hidden and len(tokens) == 1 and tokens.numel() - len(rows) >= _SPARED
+
+    def _narrowed(self, step: _Step, rows: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor) -> _Step:
+        """The last layer's step, where only some rows of the one text go on."""
+        wanted = F.pad(rows, (0, max(0, self._least - len(rows))))
+        part = {k: m[:, :, wanted] for k, m in mask.items()} if isinstance(mask, dict) else mask[:, :, wanted]
+        prepared = self._prepare(part, positions[:, wanted])
+        return step._replace(
+            prepared=prepared, mixed=step.mixed.new_zeros(len(wanted), step.mixed.shape[1]), wanted=wanted
+        )
 
     def project(self, normed: Tensor) -> Tensor:
         """Logits `[N, V]` float32 of hidden states `[N, d]` behind the last norm."""

@@ -173,6 +173,24 @@ def test_wanted_positions_alone_are_the_same(model: CausalModel, path: str) -> N
 # -- what makes these tests fail -------------------------------------------------------------------------------
 
 
+def test_the_last_layer_may_spare_the_rows_of_a_prompt_that_nobody_wants(
+    model: CausalModel, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their keys and values are in the cache all the same, and the wanted rows are the same bits."""
+    found = []
+    for spared in (1, 1000):
+        monkeypatch.setattr(fused, "_SPARED", spared)
+        cache, pieces = model.new_cache(1), []
+        row = cache.allocate()
+        for length, wanted in ((70, 1), (40, 3), (9, 2)):
+            tokens = [token % VOCABULARY for token in text(length)]
+            tree = TokenTree.chain(tokens[-wanted], tokens[length - wanted + 1 :])
+            pieces.append(model.score(cache, [row], [tree], [tokens[:-wanted]]).logits)
+            cache.keep(row, range(length))
+        found.append([*pieces, model.score(cache, [row], [tree_of(TREE)]).logits])
+    assert all(same(*found))
+
+
 @pytest.mark.parametrize("name", NARROW)
 def test_slots_in_another_order_would_be_seen(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if native.kernels() is None:
