@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache
 
 from paceline.models.attention import Prepared, attend, prepare
 from paceline.models.fusable import ACTIVATIONS, fusable
-from paceline.models.packing import OneDNN, pack, release
+from paceline.models.packing import pack, release
 from paceline.models.views import Runs, View
 from paceline.native import kernels
 
@@ -240,16 +240,16 @@ class FusedDecoder:
         """A decoder with other matrices that shares everything else with this one; it computes in float32.
 
         Args:
-            make: a matrix with `times`, `combined` and `nbytes`, of the weight `[out, in]`, the bias, and whether it is
-                the head.
+            make: a matrix with `times`, `combined`, `nbytes` and `least`, of the weight `[out, in]`, the bias, and
+                whether it is the head.
         """
         other = copy.copy(self)
-        other._least = OneDNN.least
         other.dtype, other._layers = torch.float32, [copy.copy(layer) for layer in self._layers]
         for layer in other._layers:
             for name, matrix in layer.matrices().items():
                 setattr(layer, name, make(matrix.dense(), matrix.bias, False))
         other._head = make(self._head.dense(), self._head.bias, True)
+        other._least = max(matrix.least for matrix in other._matrices())
         return other
 
     def undo(self) -> None:

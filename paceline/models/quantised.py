@@ -5,7 +5,7 @@ quarter of the time. Norms, rotation, softmax and residual sums stay in float32;
 target's, so a quantised pass reads and extends the target's own cache.
 
 - 8 bits: `W[o, i] ~ s[o] q[o, i]`, q from -127 to 127, one scale an output. The activations of a pass are rounded to
-  8 bits too, by one scale for all of them.
+  8 bits too, by a scale for each token (by PyTorch's kernel: by one for all of them).
 - 4 bits: `W[o, i] ~ s[o, g] (q[o, i] - 8) + z[o, g]`, q from 0 to 15, a scale and an offset for each group g of 32
   inputs. The head stays at 8 bits: its rows compete with one another, and rounding decides close ones.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from ctypes import c_int, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -25,9 +26,13 @@ from paceline.errors import Unsupported
 from paceline.models.causal import CausalModel
 from paceline.models.fusable import fusable
 from paceline.models.fused import FusedDecoder
+from paceline.models.packing import OneDNN
+from paceline.native import Kernels, kernels
 
 #: Inputs that share a scale, and a multiple of the outputs, of 4-bit matrices.
 GROUP, TILE = 32, 16
+#: Outputs of a panel of `Bytes`; `WIDE` in `bytes.c`.
+PANEL = 32
 _ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
     ("none", ""): lambda x: x,
     ("swish", ""): F.silu,
@@ -38,9 +43,15 @@ _ACTIVATIONS: dict[tuple[str, str], Callable[[Tensor], Tensor]] = {
 
 
 class _Quantised:
-    """What the fused forward pass asks of a matrix, on a product `[R, in]` to `[R, out]` in float32."""
+    """What the fused forward pass asks of a matrix, on a product `[R, in]` to `[R, out]` in float32.
+
+    Attributes:
+        nbytes: bytes it occupies.
+        least: fewest rows that are multiplied.
+    """
 
     nbytes: int
+    least: int = OneDNN.least
 
     def product(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -56,7 +67,7 @@ class _Quantised:
 
 
 class Int8(_Quantised):
-    """`[out, in]` in 8 bits, laid out for oneDNN."""
+    """`[out, in]` in 8 bits, laid out by PyTorch."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.float()
@@ -74,6 +85,44 @@ class Int8(_Quantised):
     def product(self, x: Tensor) -> Tensor:
         product: Tensor = torch.ops.quantized.linear_dynamic(x.float(), self._packed, self._reduced)
         return product
+
+
+class Bytes(_Quantised):
+    """`[out, in]` in 8 bits, in panels for the native kernel (`bytes.c`)."""
+
+    least = 1
+
+    def __init__(self, native: Kernels, weight: Tensor, bias: Tensor | None) -> None:
+        weight = weight.float()
+        self._out, inputs = weight.shape
+        self._inputs = inputs + -inputs % 4
+        scales = weight.abs().amax(1).clamp_min(1e-12) / 127
+        rounded = (weight / scales[:, None]).round_().to(torch.int8)
+        self._sums, self._scales = rounded.sum(1, dtype=torch.int32), scales
+        padded = F.pad(rounded, (0, -inputs % 4, 0, -self._out % PANEL))
+        self._panels = padded.view(-1, PANEL, self._inputs // 4, 4).transpose(1, 2).contiguous()
+        self._bias = None if bias is None else bias.float()
+        self.nbytes = self._panels.nbytes + 4 * self._out
+        self._run = native.library.bytes_product
+        self._run.argtypes = [c_void_p, c_int64, *[c_void_p] * 6, c_int64, c_int64, c_int64, c_int]
+        self._run.restype = None
+
+    def product(self, x: Tensor) -> Tensor:
+        x = x.float().contiguous()
+        out, room = torch.empty(len(x), self._out), torch.zeros(len(x), self._inputs, dtype=torch.uint8)
+        tensors = (room, self._panels, self._sums, self._scales, self._bias, out)
+        pointers = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        sizes = (len(x), self._inputs, self._out, torch.get_num_threads())
+        self._run(x.data_ptr(), x.shape[1], *pointers, *sizes)
+        return out
+
+
+def eight_bits(weight: Tensor, bias: Tensor | None) -> _Quantised:
+    """`[out, in]` in 8 bits for the fastest kernel at hand."""
+    native = kernels()
+    if native is not None and native.library.bytes_available():
+        return Bytes(native, weight, bias)
+    return Int8(weight, bias)
 
 
 class Int4(_Quantised):
@@ -123,9 +172,9 @@ def _fused(model: CausalModel, bits: int) -> FusedDecoder:
         if reason is not None:
             raise Unsupported(f"{model.name} cannot be quantised for drafting: {reason}")
         source = FusedDecoder(model.module, keep=True)
-    body = Int8 if bits == 8 else Int4
+    body = eight_bits if bits == 8 else Int4
     try:
-        return source.replaced(lambda weight, bias, head: Int8(weight, bias) if head else body(weight, bias))
+        return source.replaced(lambda weight, bias, head: eight_bits(weight, bias) if head else body(weight, bias))
     except (RuntimeError, AttributeError) as error:
         raise Unsupported(
             f"{model.name} cannot be quantised for drafting: this build of torch or this CPU lacks the "

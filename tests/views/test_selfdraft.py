@@ -12,7 +12,7 @@ from paceline.drafters.early_exit import EarlyExit
 from paceline.drafters.quantised import Quantised
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model
-from paceline.models.quantised import Int4, Int8, quantised
+from paceline.models.quantised import Bytes, Int4, Int8, eight_bits, quantised
 from paceline.testing.running import finish
 from tests.drafters.support import PROMPTS, generated, llama, results, start
 from tests.views.support import PASSES, engine_of, greedy, scored, tapering
@@ -129,7 +129,7 @@ def test_knobs_are_checked(make: Any, message: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(48, 32), (50, 48), (64, 64)])
-@pytest.mark.parametrize(("kind", "error"), [(Int8, 0.02), (Int4, 0.12)])
+@pytest.mark.parametrize(("kind", "error"), [(Int8, 0.02), (eight_bits, 0.02), (Int4, 0.12)])
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_quantised_product_is_close(kind: Any, error: float, shape: tuple[int, int], biased: bool) -> None:
     torch.manual_seed(0)
@@ -137,6 +137,21 @@ def test_a_quantised_product_is_close(kind: Any, error: float, shape: tuple[int,
     got, expected = kind(weight, bias).product(x), torch.nn.functional.linear(x, weight, bias)
     assert got.shape == expected.shape
     assert (got - expected).norm() < error * expected.norm()
+
+
+def test_a_row_in_8_bits_is_the_same_among_any_others_and_uneven_sizes_do_not_matter() -> None:
+    matrix = eight_bits(torch.randn(70, 33), torch.randn(70))
+    if not isinstance(matrix, Bytes):
+        pytest.skip("no native kernel for 8 bits")
+    x = torch.randn(19, 33)
+    alone = torch.cat([matrix.product(row[None]) for row in x])
+    assert all(torch.equal(matrix.product(x[:count]), alone[:count]) for count in range(1, 20))
+    assert torch.equal(matrix.product(torch.zeros(1, 33))[0], matrix._bias)
+
+
+def test_without_native_kernels_pytorchs_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.models.quantised.kernels", lambda: None)
+    assert isinstance(eight_bits(torch.randn(8, 8), None), Int8)
 
 
 @pytest.mark.parametrize("path", PASSES)
@@ -172,6 +187,7 @@ def test_a_build_without_the_kernels_is_refused_by_name(monkeypatch: pytest.Monk
     def missing(*args: object) -> None:
         raise RuntimeError("no such kernel")
 
+    monkeypatch.setattr("paceline.models.quantised.kernels", lambda: None)
     monkeypatch.setattr(torch.ops.quantized, "linear_prepack", missing)
     with pytest.raises(Unsupported, match=r"lacks the 8-bit product .no such kernel"):
         quantised(load_model(llama(), fast=False), 8)
