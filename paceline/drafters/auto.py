@@ -39,8 +39,7 @@ from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 
 clock = time.perf_counter
-#: What fills the places that nobody filled, by shape. A small tree of the pocket draft model brings more than a chain.
-POCKET = {"tree": "draft(tree=rsd_s(width=2), budget=7)", "chain": "draft(length=12)"}
+#: What remembers successors where there is no draft model, by shape.
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
@@ -109,7 +108,7 @@ class Form:
             fade * self.nodes + nodes,
         )
 
-    def hint(self, weight: float = 2.0) -> Form:
+    def hint(self, weight: float = 1.0) -> Form:
         """The same means with little weight: where another text starts."""
         share = min(1.0, weight / self.steps) if self.steps else 0.0
         return Form(share * self.steps, share * self.tokens, share * self.nodes)
@@ -187,7 +186,7 @@ class Auto(Ensemble):
     draft: Any = "pocket"
     table: Any = "spare"
     most: int = 31
-    explore: float = 0.15
+    explore: float = 0.07
     shape: str = "tree"
 
     def __post_init__(self) -> None:
@@ -205,7 +204,7 @@ class Auto(Ensemble):
 
     def attach(self, target: CausalModel) -> None:
         super().attach(target)
-        pocket = _pocket_draft(self.shape, target) if self.draft == "pocket" else None
+        pocket = _pocket_draft(target) if self.draft == "pocket" else None
         if pocket is not None:
             self.members += (pocket,)
         elif self.table == "spare" and self.draft in (None, "pocket"):
@@ -288,9 +287,11 @@ class Auto(Ensemble):
         form: Form = sequence.drafts.forms[member]
         if not form.steps or self._calls[member] < WARM:
             return True
-        seconds = self._costs(round(rows * (1 + form.nodes / form.steps))) + rows * self._seconds[member]
-        bonus = self.explore * math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
-        return form.tokens / form.steps / seconds * (1 + bonus) > self._rate(offer, rows)
+        tokens, nodes = form.tokens / form.steps, form.nodes / form.steps
+        seconds = self._costs(round(rows * (1 + nodes))) + rows * self._seconds[member]
+        # In tokens, up to as many as a draft may bring: one that failed at first would never be asked again otherwise.
+        bonus = self.explore * (1 + nodes) * math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
+        return (tokens + bonus) / seconds > self._rate(offer, rows)
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
@@ -307,9 +308,9 @@ class Auto(Ensemble):
         return gains / self._costs.each(rows * np.arange(1, len(gains) + 1))
 
 
-def _pocket_draft(shape: str, target: CausalModel) -> Drafter | None:
+def _pocket_draft(target: CausalModel) -> Drafter | None:
     """The pocket draft model, if it can serve this target."""
-    drafter = built(POCKET[shape])
+    drafter = built("draft")
     try:
         drafter.attach(target)
     except PacelineError:
