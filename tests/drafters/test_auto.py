@@ -121,6 +121,20 @@ def test_a_slow_first_call_condemns_nobody(slow: Slow) -> None:
     assert slow.asked >= passes - 2
 
 
+def test_a_draft_that_failed_in_one_text_is_tried_again_in_the_next(slow: Slow) -> None:
+    module = llama(context=256)
+    module.generation_config.eos_token_id = None
+    slow.texts[5] = generated(module, [5], 150)
+    engine = engine_of(module, "none")
+    engine.model.costs = FLAT_TO_SIX
+    chooser = Auto(copy=None, table=None, draft=slow)
+    engine.generate([6], drafter=chooser, max_new_tokens=60, ignore_eos=True)
+    failed = slow.asked
+    passes = engine.generate([5], drafter=chooser, max_new_tokens=150, ignore_eos=True).stats.forward_passes
+    assert 1 <= failed < 20
+    assert passes < 60
+
+
 def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
     chooser = Auto(draft=None)
     chooser._costs = FLAT_TO_SIX
