@@ -132,7 +132,7 @@ def test_a_draft_that_failed_in_one_text_is_tried_again_in_the_next(slow: Slow) 
     failed = slow.asked
     passes = engine.generate([5], drafter=chooser, max_new_tokens=150, ignore_eos=True).stats.forward_passes
     assert 1 <= failed < 20
-    assert passes < 60
+    assert passes < 35
 
 
 def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
