@@ -231,7 +231,10 @@ class Auto(Ensemble):
             if member not in paid:
                 self._offers(member, list(sequences), limits, best, rows)
         for member in paid:
-            self._offers(member, [s for s in sequences if self._hopeful(member, s, best[s], rows)], limits, best, rows)
+            hopeful = [s for s in sequences if self._hopeful(member, s, best[s], rows)]
+            # What nobody knows yet, one text finds out for all.
+            known = self._calls[member] >= WARM
+            self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
         width = self._width(list(best.values()), rows)
         return [best[s].cut(width) for s in sequences]
 
@@ -284,13 +287,16 @@ class Auto(Ensemble):
         """Whether a member that takes time may beat the best draft so far."""
         if offer.tree.draws is not None:
             return False
-        form: Form = sequence.drafts.forms[member]
+        own: Form = sequence.drafts.forms[member]
+        form = own if own.steps else self._forms[member].hint()
         if not form.steps or self._calls[member] < WARM:
             return True
         tokens, nodes = form.tokens / form.steps, form.nodes / form.steps
         seconds = self._costs(round(rows * (1 + nodes))) + rows * self._seconds[member]
         # In tokens, up to as many as a draft may bring: one that failed at first would never be asked again otherwise.
-        bonus = self.explore * (1 + nodes) * math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
+        # The others in a batch wait meanwhile.
+        doubt = math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
+        bonus = self.explore * (1 + nodes) * doubt / rows
         return (tokens + bonus) / seconds > self._rate(offer, rows)
 
     def _rate(self, offer: Offer, rows: int) -> float:
