@@ -190,6 +190,10 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
+        # By number of texts: seconds that a step takes beyond the pass as it was measured, for contexts and judging.
+        self._beyond: dict[int, float] = {}
+        self._sent: tuple[float, int, int] | None = None
+        self._common = self.most
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
         if not self.explore >= 0:
@@ -235,10 +239,13 @@ class Auto(Ensemble):
             # What nobody knows yet, one text finds out for all.
             known = self._calls[member] >= WARM
             self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
-        width = self._width(list(best.values()), rows)
-        return [best[s].cut(width) for s in sequences]
+        self._common = self._width(list(best.values()), rows)
+        trees = [best[s].cut(self._common) for s in sequences]
+        self._sent = clock(), rows, sum(len(tree) for tree in trees)
+        return trees
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
+        self._time_step()
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             notes.steps += 1
@@ -252,6 +259,15 @@ class Auto(Ensemble):
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
 
+    def _time_step(self) -> None:
+        """Learn what the step that ends took beyond its pass."""
+        if self._sent is not None:
+            sent, texts, nodes = self._sent
+            beyond = max(0.0, clock() - sent - self._costs(nodes))
+            known = self._beyond.get(texts)
+            self._beyond[texts] = beyond if known is None else known + 0.1 * (beyond - known)
+            self._sent = None
+
     def _offers(
         self,
         member: int,
@@ -264,7 +280,7 @@ class Auto(Ensemble):
         if not sequences:
             return
         began = clock()
-        trees = self.ask(member, sequences, [self._asked(member, s, limits[s]) for s in sequences])
+        trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         spent = (clock() - began) / len(sequences)
         known = self._seconds[member]
         self._calls[member] += 1
@@ -278,10 +294,12 @@ class Auto(Ensemble):
             if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
                 best[s] = offer
 
-    def _asked(self, member: int, sequence: Sequence, limits: Budget) -> Budget:
+    def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
-        takes_time = self._seconds[member] > FREE * self._costs(1)
-        return (min(nodes, sequence.drafts.reach), depth) if takes_time else (nodes, depth)
+        if self._seconds[member] <= FREE * self._costs(1):
+            return limits
+        # In a batch drafts are short, and what is cut off again should not be drafted.
+        return min(nodes, sequence.drafts.reach, self._common + 2 if rows > 1 else nodes), depth
 
     def _hopeful(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
         """Whether a member that takes time may beat the best draft so far."""
@@ -292,12 +310,18 @@ class Auto(Ensemble):
         if not form.steps or self._calls[member] < WARM:
             return True
         tokens, nodes = form.tokens / form.steps, form.nodes / form.steps
-        seconds = self._costs(round(rows * (1 + nodes))) + rows * self._seconds[member]
         # In tokens, up to as many as a draft may bring: one that failed at first would never be asked again otherwise.
         # The others in a batch wait meanwhile.
         doubt = math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
         bonus = self.explore * (1 + nodes) * doubt / rows
-        return (tokens + bonus) / seconds > self._rate(offer, rows)
+        spent = rows * self._seconds[member] + self._beyond.get(rows, 0.0)
+        whole = (tokens + bonus) / (self._costs(round(rows * (1 + nodes))) + spent)
+        # Shorter drafts than those so far, by the chance that a token is accepted.
+        sizes, chance = np.arange(1, max(2, round(nodes) + 1)), 1 - 1 / max(tokens, 1.0)
+        fewer = (bonus + np.cumsum(chance ** np.arange(len(sizes) + 1))[1:]) / (
+            self._costs.each(rows * (1 + sizes)) + spent
+        )
+        return max(whole, float(fewer.max())) > self._rate(offer, rows)
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
@@ -311,7 +335,8 @@ class Auto(Ensemble):
 
     def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
         """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""
-        return gains / self._costs.each(rows * np.arange(1, len(gains) + 1))
+        seconds = self._costs.each(rows * np.arange(1, len(gains) + 1)) + self._beyond.get(rows, 0.0)
+        return gains / seconds
 
 
 def _pocket_draft(target: CausalModel) -> Drafter | None:
