@@ -190,7 +190,7 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        # By number of texts: seconds that a step takes beyond the pass as it was measured, for contexts and judging.
+        # By number of texts in a batch: seconds that a step takes beyond the pass, which was measured with one context.
         self._beyond: dict[int, float] = {}
         self._sent: tuple[float, int, int] | None = None
         self._common = self.most
@@ -260,13 +260,13 @@ class Auto(Ensemble):
         super().commit(outcomes)
 
     def _time_step(self) -> None:
-        """Learn what the step that ends took beyond its pass."""
-        if self._sent is not None:
+        """Learn what the step of a batch that ends took beyond its pass."""
+        if self._sent is not None and self._sent[1] > 1:
             sent, texts, nodes = self._sent
             beyond = max(0.0, clock() - sent - self._costs(nodes))
             known = self._beyond.get(texts)
             self._beyond[texts] = beyond if known is None else known + 0.1 * (beyond - known)
-            self._sent = None
+        self._sent = None
 
     def _offers(
         self,
@@ -316,12 +316,15 @@ class Auto(Ensemble):
         bonus = self.explore * (1 + nodes) * doubt / rows
         spent = rows * self._seconds[member] + self._beyond.get(rows, 0.0)
         whole = (tokens + bonus) / (self._costs(round(rows * (1 + nodes))) + spent)
-        # Shorter drafts than those so far, by the chance that a token is accepted.
+        return max(whole, self._shorter(tokens, nodes, rows, spent)) > self._rate(offer, rows)
+
+    def _shorter(self, tokens: float, nodes: float, rows: int, spent: float) -> float:
+        """Tokens a second of drafts shorter than those so far, for batches, where each drafted token costs more."""
+        if rows == 1:
+            return 0.0
         sizes, chance = np.arange(1, max(2, round(nodes) + 1)), 1 - 1 / max(tokens, 1.0)
-        fewer = (bonus + np.cumsum(chance ** np.arange(len(sizes) + 1))[1:]) / (
-            self._costs.each(rows * (1 + sizes)) + spent
-        )
-        return max(whole, float(fewer.max())) > self._rate(offer, rows)
+        expected = np.cumsum(chance ** np.arange(len(sizes) + 1))[1:]
+        return float((expected / (self._costs.each(rows * (1 + sizes)) + spent)).max())
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
