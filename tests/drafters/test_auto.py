@@ -135,6 +135,20 @@ def test_a_draft_that_failed_in_one_text_is_tried_again_in_the_next(slow: Slow) 
     assert passes < 35
 
 
+def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = Auto(draft=None)
+    chooser._costs = PassCosts({1: 1.0, 64: 64.0})
+    gains = np.array([1.0, 1.9, 2.7])
+    assert chooser._rates(gains, 8).argmax() == 0
+    monkeypatch.setattr(auto, "clock", lambda: 100.0)
+    for texts in (1, 8):
+        chooser._sent = 0.0, texts, texts
+        chooser._time_step()
+    assert chooser._beyond == {8: pytest.approx(92.0)}
+    assert chooser._rates(gains, 8).argmax() == 2
+    assert chooser._rates(gains, 1).argmax() == 0
+
+
 def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
     chooser = Auto(draft=None)
     chooser._costs = FLAT_TO_SIX
