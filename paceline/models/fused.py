@@ -174,7 +174,7 @@ class _Step(NamedTuple):
 
     Attributes:
         shape: (B, T).
-        rope: `[R, 2, D]`, see `_rope_table`, of the rows' positions.
+        rope: `[R, 2, D]`, see `rope_table`, of the rows' positions.
         prepared: masks by layer kind.
         cache: keys and values.
         mixed: `[R, H * D]` scratch for attention's output; rows behind B x T stay zero.
@@ -214,7 +214,7 @@ class FusedDecoder:
         self.dtype: torch.dtype = module.lm_head.weight.dtype
         self._table: Tensor = body.embed_tokens.weight.detach()
         self._rotary = body.rotary_emb
-        self._rope = _rope_table(self._rotary, 512)
+        self._rope = rope_table(self._rotary, 512)
         self._norm = _Norm([body.norm])
         self._head = _Matrix(module.lm_head, keep=keep or module.lm_head.weight is body.embed_tokens.weight)
         kinds = getattr(config, "layer_types", None) or [None] * len(body.layers)
@@ -347,7 +347,7 @@ class FusedDecoder:
     def _rotation(self, positions: Tensor) -> Tensor:
         longest = int(positions.max()) + 1
         if longest > len(self._rope):
-            self._rope = _rope_table(self._rotary, max(longest, 2 * len(self._rope)))
+            self._rope = rope_table(self._rotary, max(longest, 2 * len(self._rope)))
         return self._rope.index_select(0, positions)
 
     def _matrices(self) -> list[_Matrix]:
@@ -376,7 +376,7 @@ def _sample(module: Any) -> tuple[Tensor, Tensor]:
         return tokens, module(input_ids=tokens, use_cache=False).logits[0].float()
 
 
-def _rope_table(rotary: Any, length: int) -> Tensor:
+def rope_table(rotary: Any, length: int) -> Tensor:
     """`[length, 2, D]` float32: cosines, and sines with the first half negated."""
     cos, sin = rotary(torch.zeros(1), torch.arange(length)[None])
     half = cos.shape[-1] // 2

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from paceline.models.attention import HIDDEN
+from paceline.models.fused import rope_table
 from paceline.native import Kernels
 
 #: Outputs a panel of a matrix has; `PANEL` in `small.c`.
 PANEL = 64
-#: Additive mask values below this hide a slot.
-_HIDDEN = -1e30
 
 
 class _CLayer(Structure):
@@ -89,7 +89,7 @@ class SmallLlama:
             scale=float(attention.scaling),
         )
         self._rotary = body.rotary_emb
-        self._rope = _rope(self._rotary, 512)
+        self._rope = rope_table(self._rotary, 512).numpy()
 
     def __call__(
         self,
@@ -103,8 +103,8 @@ class SmallLlama:
         """Logits `[N, V]` of `[B, T]` tokens, all or those at the flat indices `rows`; no `hidden` states."""
         at = positions.numpy().ravel()
         if (last := int(at.max())) >= len(self._rope):
-            self._rope = _rope(self._rotary, 2 * last)
-        visible = mask.numpy()[:, 0] > _HIDDEN
+            self._rope = rope_table(self._rotary, 2 * last).numpy()
+        visible = mask.numpy()[:, 0] > HIDDEN
         counts = visible.sum(-1).ravel()
         first = np.concatenate([[0], counts.cumsum()])
         x, rope, slots = self._table[tokens.numpy().ravel()], self._rope[at], visible.nonzero()[2].astype(np.int32)
@@ -149,10 +149,3 @@ def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`[out, in]` to `[ceil(out / PANEL), in, PANEL]`, with zeros for outputs that do not exist."""
     padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL))
     return padded.view(-1, PANEL, weight.shape[1]).transpose(1, 2).to(dtype).contiguous()
-
-
-def _rope(rotary: Any, length: int) -> np.ndarray:
-    """`[length, 2, D]` float32: cosines, and sines with the first half negated."""
-    cos, sin = (table[0].float().numpy() for table in rotary(torch.zeros(1), torch.arange(length)[None]))
-    half = cos.shape[-1] // 2
-    return np.stack([cos, np.concatenate([-sin[:, :half], sin[:, half:]], 1)], 1)
