@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from paceline.errors import NON_FINITE, BadRequest, ModelError
-from paceline.models.causal import Scores
+from paceline.models.nodes import Scores
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 from paceline.verifiers.base import MatchVerifier

@@ -19,7 +19,7 @@ from paceline.decoders.judge import Judged, judge
 from paceline.decoders.logprobs import prompt_logprobs, token_logprobs
 from paceline.drafters.base import Drafter, Outcome
 from paceline.ending import Ending, trim
-from paceline.models.causal import Scores
+from paceline.models.nodes import Scores
 from paceline.policies.base import Context
 from paceline.requests import Event, Stats
 from paceline.sequence import Sequence

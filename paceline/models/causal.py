@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -17,6 +15,7 @@ import torch
 from paceline.caches import Extension, Row, TrieCache
 from paceline.models.config import context, weight_bytes, windows
 from paceline.models.costs import PassCosts, measure
+from paceline.models.nodes import Nodes, Scores, starts_of
 from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of, require_views
 from paceline.tree import TokenTree
 
@@ -40,58 +39,6 @@ class Forward(Protocol):
         rows: torch.Tensor | None,
         hidden: tuple[int, ...] = (),
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor]]: ...
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Logits of one forward pass over several trees.
-
-    Attributes:
-        logits: `[total, V]` float32, the trees' nodes one after the other.
-        starts: where each tree's nodes begin in `logits`, and the total at the end.
-        hidden: `{layer: [total, d]}` as asked for.
-    """
-
-    logits: torch.Tensor
-    starts: list[int]
-    hidden: dict[int, torch.Tensor]
-
-    def of(self, i: int) -> torch.Tensor:
-        """`[len(tree i), V]`."""
-        return self.logits[self.starts[i] : self.starts[i + 1]]
-
-    def hidden_of(self, i: int) -> dict[int, torch.Tensor]:
-        """`{layer: [len(tree i), d]}`."""
-        return {layer: states[self.starts[i] : self.starts[i + 1]] for layer, states in self.hidden.items()}
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """New nodes of one row's crown.
-
-    Attributes:
-        tokens: `[n]` int64.
-        parents: `[n]` int64, an earlier crown node (counting those already live first), or -1: the trunk's tip.
-        skip: leading nodes that are only written; nobody wants their logits.
-    """
-
-    tokens: np.ndarray
-    parents: np.ndarray
-    skip: int = 0
-
-    @classmethod
-    def behind(cls, row: Row, tree: TokenTree, before: Seq[int]) -> Nodes:
-        """A tree at the tip of a row's trunk, under a chain of further tokens."""
-        base, skip = len(row.parents), len(before)
-        if not base and not skip:
-            return cls(tree.tokens, tree.parents)
-        parents = np.concatenate([np.arange(-1, skip - 1), tree.parents + skip])
-        parents[parents >= 0] += base
-        return cls(np.concatenate([np.asarray(before, np.int64), tree.tokens]), parents, skip)
-
-    def __len__(self) -> int:
-        """Nodes that give logits."""
-        return len(self.tokens) - self.skip
 
 
 class ModuleForward:
@@ -290,7 +237,7 @@ class CausalModel:
             for j, i in enumerate(group):
                 span = slice(starts[j], starts[j + 1])
                 parts[i] = logits[span], {layer: h[span] for layer, h in taps.items()}
-        starts = _starts(nodes)
+        starts = starts_of(nodes)
         ordered = [parts[i] for i in range(len(rows))]
         taps = {layer: torch.cat([part[1][layer] for part in ordered]) for layer in hidden}
         return Scores(torch.cat([part[0] for part in ordered]), starts, taps)
@@ -332,7 +279,7 @@ class CausalModel:
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
         extension = cache.extend(rows, [new.parents for new in nodes])
         width = extension.width
-        starts = _starts(nodes)
+        starts = starts_of(nodes)
         tokens = np.zeros((len(rows), width), np.int64)
         for b, new in enumerate(nodes):
             tokens[b, : len(new.tokens)] = new.tokens
@@ -366,7 +313,3 @@ class CausalModel:
             additive = np.where(visible, np.float32(0), np.float32(-np.inf))[:, None]
             kinds[kind] = torch.from_numpy(additive).to(self.device)
         return next(iter(kinds.values())) if len(kinds) == 1 else kinds
-
-
-def _starts(nodes: Seq[Nodes]) -> list[int]:
-    return list(itertools.accumulate((len(new) for new in nodes), initial=0))

@@ -20,8 +20,9 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from paceline.caches import Row
 from paceline.caches.states import StateCache, StateRow
 from paceline.errors import Unsupported
-from paceline.models.causal import CausalModel, Nodes, Scores
+from paceline.models.causal import CausalModel
 from paceline.models.check import TOLERANCE, driven
+from paceline.models.nodes import Nodes, Scores
 from paceline.tree import TokenTree
 
 #: Accepted tokens of earlier passes that ride along with the next one; more are read by a pass of their own, so that a

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from paceline import Engine
-from paceline.models.causal import CausalModel, Scores
+from paceline.models.causal import CausalModel
 from paceline.models.loading import load_model
+from paceline.models.nodes import Scores
 from paceline.tree import TokenTree
 from tests.drafters.support import PROMPTS, generated, llama
 
