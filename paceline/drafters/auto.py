@@ -31,6 +31,7 @@ import numpy as np
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
+from paceline.drafters.worth import Form, Offer, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
 from paceline.models.costs import PassCosts
@@ -45,73 +46,6 @@ TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 FREE = 0.02
 #: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
 WARM = 3
-#: Steps after which an observation weighs half.
-HALF_LIFE = 24.0
-#: Upper ends of the classes of guesses, what the last class stands for, and how many observations a guess weighs.
-CLASSES = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
-CENTRES = np.concatenate([(np.concatenate([[0.0], CLASSES[:-1]]) + CLASSES) / 2, [0.985]])
-WEIGHT = 8.0
-
-
-class Trust:
-    """How often a drafter's guesses came true in one text, by class of guess.
-
-    A guess is the chance that a node is accepted given that its parent is.
-    """
-
-    def __init__(self) -> None:
-        self.right, self.tried = WEIGHT * CENTRES, np.full(len(CENTRES), WEIGHT)
-
-    def corrected(self, tree: TokenTree) -> np.ndarray:
-        """`[N + 1]` chance that each node is accepted."""
-        odds = np.ones(len(tree))
-        given = (self.right / self.tried)[self._classes(tree)]
-        for node in range(1, len(tree)):
-            odds[node] = odds[tree.parents[node]] * given[node]
-        return odds
-
-    def learn(self, tree: TokenTree, path: Seq[int]) -> None:
-        """Take in that of a tree all of whose nodes were judged `path` was accepted."""
-        if tree.drafted == 0:
-            return
-        on = np.zeros(len(tree), bool)
-        on[list(path)] = True
-        judged = np.flatnonzero(on[tree.parents] & (tree.parents >= 0))
-        classes = self._classes(tree)[judged]
-        fade = 0.5 ** (1 / HALF_LIFE)
-        used = np.unique(classes)
-        self.tried[used] *= fade
-        self.right[used] *= fade
-        np.add.at(self.tried, classes, 1.0)
-        np.add.at(self.right, classes, on[judged])
-
-    @staticmethod
-    def _classes(tree: TokenTree) -> np.ndarray:
-        odds = tree.odds if tree.odds is not None else 0.5**tree.depth
-        above = np.maximum(odds[tree.parents], 1e-12)
-        return np.searchsorted(CLASSES, np.minimum(odds / above, 1.0))
-
-
-@dataclass
-class Form:
-    """What steps brought in which a drafter was asked, as discounted sums."""
-
-    steps: float = 0.0
-    tokens: float = 0.0
-    nodes: float = 0.0
-
-    def add(self, tokens: float, nodes: float) -> None:
-        fade = 0.5 ** (1 / HALF_LIFE)
-        self.steps, self.tokens, self.nodes = (
-            fade * self.steps + 1,
-            fade * self.tokens + tokens,
-            fade * self.nodes + nodes,
-        )
-
-    def hint(self, weight: float = 1.0) -> Form:
-        """The same means with little weight: where another text starts."""
-        share = min(1.0, weight / self.steps) if self.steps else 0.0
-        return Form(share * self.steps, share * self.tokens, share * self.nodes)
 
 
 @dataclass
@@ -128,35 +62,6 @@ class Notes(Shared):
     trusts: list[Trust] = field(default_factory=list)
     steps: int = 0
     reach: int = 1
-
-
-@dataclass
-class Offer:
-    """A draft with the chance that each node is accepted.
-
-    Attributes:
-        order: drafted nodes, best first.
-        gains: `[N + 1]` expected tokens of a step that scores the first n of them, n = 0, 1, ..., N.
-    """
-
-    tree: TokenTree
-    order: np.ndarray
-    gains: np.ndarray
-
-    @classmethod
-    def of(cls, tree: TokenTree, odds: np.ndarray) -> Offer:
-        # A node never has better odds than its parent; among equals the stable sort keeps parents first.
-        order = 1 + np.argsort(-odds[1:], kind="stable")
-        gains = np.concatenate([[1.0], 1.0 + np.cumsum(odds[order])])
-        if tree.draws is not None:  # drawn tokens are judged, all of them
-            gains[:-1] = 0
-        return cls(tree, order, gains)
-
-    def cut(self, nodes: int) -> TokenTree:
-        """The draft of the best `nodes` nodes; a drawn one stays whole."""
-        if nodes >= self.tree.drafted or self.tree.draws is not None:
-            return self.tree
-        return self.tree.select(np.concatenate([[0], np.sort(self.order[:nodes])]))
 
 
 @method(

@@ -25,7 +25,8 @@ from typing import Any, ClassVar
 import torch
 
 from paceline.drafters.base import Outcome
-from paceline.drafters.draft import DraftModel, Run
+from paceline.drafters.chain import Run
+from paceline.drafters.draft import DraftModel
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.models.loading import load_model

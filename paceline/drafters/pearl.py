@@ -37,7 +37,7 @@ import torch
 
 from paceline.caches import Row
 from paceline.chance import Chance
-from paceline.drafters.draft import CHAIN_LAWS, ChainModel, Run
+from paceline.drafters.chain import CHAIN_LAWS, ChainModel, Run
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method

@@ -27,7 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from paceline.drafters.base import Outcome
-from paceline.drafters.draft import Draft, DraftModel, Run
+from paceline.drafters.chain import Run
+from paceline.drafters.draft import Draft, DraftModel
 from paceline.drafters.second import CHUNK
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel

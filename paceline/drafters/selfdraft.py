@@ -15,7 +15,7 @@ from collections.abc import Sequence as Seq
 import torch
 
 from paceline.drafters.base import Drafter
-from paceline.drafters.draft import CHAIN_LAWS, Run
+from paceline.drafters.chain import CHAIN_LAWS, Run
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.models.views import View

@@ -33,7 +33,7 @@ import torch
 
 from paceline.caches import Row, TrieCache
 from paceline.drafters.base import Outcome
-from paceline.drafters.draft import CHAIN_LAWS, Run
+from paceline.drafters.chain import CHAIN_LAWS, Run
 from paceline.drafters.selfdraft import SelfDraft, check_knobs
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.causal import CausalModel

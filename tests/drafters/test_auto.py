@@ -13,9 +13,10 @@ import torch
 from drafters.support import PROMPTS, engine_of, generated, llama, results
 from paceline import registry
 from paceline.drafters import auto
-from paceline.drafters.auto import Auto, Offer, Trust
+from paceline.drafters.auto import Auto
 from paceline.drafters.base import Drafter
 from paceline.drafters.draft import DraftModel
+from paceline.drafters.worth import Offer, Trust
 from paceline.errors import BadRequest
 from paceline.models.costs import PassCosts
 from paceline.policies.base import Pipeline
