@@ -16,7 +16,7 @@ from paceline.chance import SeededChance
 from paceline.decoders import TreeDecoder
 from paceline.drafters.base import Drafter
 from paceline.drafters.prediction import Prediction
-from paceline.errors import BadRequest
+from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model, load_tokenizer
 from paceline.plan import Plan, plan
 from paceline.policies.base import Pipeline
@@ -165,9 +165,9 @@ class Engine:
         if callback is not None and not callable(callback):
             raise BadRequest(f"callback: {callback!r:.80} is not allowed; a function that takes an event is needed")
         self._check_ids("stop_token_ids", settings.stop_token_ids)
-        request = Request(self._encode(prompt), settings, chosen, judge, callback, next(self._ids))
-        self._check_tokens(request)
-        return request
+        given = self._encode(prompt)
+        self._check_given(given, settings)
+        return Request([*given, *self.model.opening], settings, chosen, judge, callback, next(self._ids))
 
     def submit(self, request: Request) -> list[Sequence]:
         """Queue a request's `n` sequences in the decoder (for servers; `generate` and `stream` call it)."""
@@ -260,18 +260,25 @@ class Engine:
         if wrong:
             raise BadRequest(f"{name}: token id {wrong[0]!r} is not allowed; ids from 0 to {top} are")
 
-    def _check_tokens(self, request: Request) -> None:
-        prompt, limit = request.prompt, self.decoder.cache.limit
-        if not prompt:
+    def _check_given(self, given: list[int], settings: Sampling) -> None:
+        """Raise `BadRequest` or `Unsupported` where the model cannot read a prompt, or not say what is asked of it."""
+        longest = self.model.longest - len(self.model.opening)
+        if not given:
             raise BadRequest("prompt: it is empty; give at least one token")
-        self._check_ids("prompt", prompt)
-        if len(prompt) > limit:
-            raise BadRequest(f"prompt: {len(prompt)} tokens exceed the context of {limit}; shorten the prompt")
+        self._check_ids("prompt", given)
+        if len(given) > longest:
+            raise BadRequest(f"prompt: {len(given)} tokens exceed the context of {longest}; shorten the prompt")
+        if settings.echo and settings.logprobs is not None and "prompt_logprobs" in self.model.lacks:
+            raise Unsupported(
+                f"echo=True with logprobs asks for log-probabilities of the prompt, which {self.model.name} does not "
+                f"offer: {self.model.lacks['prompt_logprobs']}; leave one of them out"
+            )
 
     def _sequence(self, request: Request, index: int) -> Sequence:
         sampling = request.sampling
         own = frozenset() if sampling.ignore_eos else self.model.end_tokens
         ends = frozenset(sampling.stop_token_ids) | own
+        source = self.model.encoded(len(request.prompt))
         return Sequence(
             request=request,
             index=index,
@@ -281,8 +288,9 @@ class Engine:
             chance=SeededChance(sampling.seed, index),
             drafter=request.drafter,
             verifier=request.verifier,
-            detokenizer=Detokenizer(self.tokenizer, request.prompt),
+            detokenizer=Detokenizer(self.tokenizer, request.prompt[source:]),
             end_tokens=ends,
+            source=source,
         )
 
     def _collect(self, requests: list[Request]) -> list[Result]:

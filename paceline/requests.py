@@ -94,7 +94,7 @@ class Request:
     """One prompt and what to do with it.
 
     Attributes:
-        prompt: token ids, at least one.
+        prompt: token ids, at least one, the model's opening behind them.
         sampling: see `Sampling`.
         drafter, verifier: built parts, or `None` for the engine's own.
         callback: called with every `Event` of this request; an exception in it ends this request alone.

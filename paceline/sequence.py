@@ -26,6 +26,7 @@ class Sequence:
         index: which of the request's `n` samples this is.
         tokens: prompt and generated token ids.
         prompt_length: how many of them are the prompt.
+        source: how many of these an encoder reads; what policies and readers see begins behind them.
         pipeline: the policy, and `state` its state after the last token of `tokens`.
         chance: the sample's randomness.
         drafter, verifier: the parts that serve it.
@@ -45,6 +46,7 @@ class Sequence:
     verifier: Verifier
     detokenizer: Detokenizer
     end_tokens: frozenset[int] = frozenset()
+    source: int = 0
     state: tuple[Any, ...] = ()
     drafts: Any = None
     row: Row | None = None
@@ -55,6 +57,11 @@ class Sequence:
     finish_reason: str | None = None
     stop_reason: str | int | None = None
     error: Exception | None = None
+
+    @property
+    def given(self) -> list[int]:
+        """What the user gave: the source where an encoder reads one, else the prompt."""
+        return self.tokens[: self.source or self.prompt_length]
 
     @property
     def generated(self) -> int:

@@ -30,8 +30,8 @@ class TreeDecoder:
     """Continuous batching of token-tree decoding on one model.
 
     Args:
-        model: a `CausalModel`, or anything with its `score`, `prefill`, `new_cache`, `vocab_size`, `end_tokens`
-            and `device`.
+        model: a `CausalModel`, or anything with its `score`, `prefill`, `new_cache`, `limit`, `vocab_size`,
+            `end_tokens` and `device`.
         max_rows: most sequences decoded at once; further ones wait.
         nodes: most drafted nodes a tree.
         prefill_chunk: prompt tokens a forward pass.
@@ -92,7 +92,8 @@ class TreeDecoder:
         sequence.row.prompt = sequence.prompt_length
         self.running.append(sequence)
         prompt = tuple(sequence.tokens)
-        context = Context(prompt, self.model.vocab_size, sequence.end_tokens, self.model.device)
+        seen = prompt[sequence.source :]
+        context = Context(seen, self.model.vocab_size, sequence.end_tokens, self.model.device)
         sequence.state = sequence.pipeline.start(context)
         self._prefill(sequence, list(prompt))
         sequence.drafter.begin(sequence)
@@ -163,9 +164,13 @@ class TreeDecoder:
 
     def _budget(self, sequence: Sequence) -> tuple[int, int]:
         """Most drafted nodes and most useful depth: the last token of a text comes as a bonus, if there is one."""
-        spare = self.cache.limit - len(sequence.tokens)
+        spare = self._room(sequence)
         useful = sequence.remaining - sequence.verifier.extends
         return max(0, min(self.nodes, spare)), max(0, min(useful, spare))
+
+    def _room(self, sequence: Sequence) -> int:
+        """Tokens that the model can still read."""
+        return self.model.limit(sequence.prompt_length) - len(sequence.tokens)
 
     def _score(
         self, sequences: list[Sequence], trees: dict[Sequence, TokenTree]
@@ -194,8 +199,8 @@ class TreeDecoder:
     ) -> tuple[Outcome, Ending]:
         if isinstance(verdict, Exception):
             raise verdict
-        room, logits = self.cache.limit - len(sequence.tokens) + 1, scores.of(i)
-        ending = trim(sequence, verdict.run, verdict.states, room)
+        logits = scores.of(i)
+        ending = trim(sequence, verdict.run, verdict.states, self._room(sequence) + 1)
         run, path = verdict.run[: ending.tokens], verdict.path[: ending.tokens]
         before = sequence.uncached - 1
         self.cache.keep(sequence.row, [*range(before), *(before + node for node in path)])

@@ -28,21 +28,27 @@ from paceline.sequence import Sequence
 
 @dataclass(eq=False)
 class FollowPrompt(Follow):
-    """Follows the prompt between two markers.
+    """Follows what was given between two markers.
 
     Attributes:
-        after, before: runs of token ids; empty: from the prompt's start, and to its end.
+        after, before: runs of token ids; empty: from its start, and to its end.
     """
 
     after: tuple[int, ...] = ()
     before: tuple[int, ...] = ()
 
     def source(self, sequence: Sequence) -> Seq[int]:
-        prompt = sequence.tokens[: sequence.prompt_length]
-        first = _find(prompt, self.after, 0)
-        start = first + len(self.after) if first is not None else 0
-        end = _find(prompt, self.before, start) if self.before else None
-        return prompt[start:end]
+        given = sequence.given
+        first = _find(given, self.after, 0) if self.after else None
+        start = _said(sequence) if first is None else first + len(self.after)
+        end = _find(given, self.before, start) if self.before else None
+        return given[start:end]
+
+
+def _said(sequence: Sequence) -> int:
+    """How many of the source's first tokens the decoder's opening says already (`<s>`, a language)."""
+    opening = sequence.tokens[len(sequence.given) : sequence.prompt_length]
+    return max(n for n in range(len(opening) + 1) if sequence.given[:n] == opening[len(opening) - n :])
 
 
 def _find(tokens: list[int], run: tuple[int, ...], start: int) -> int | None:

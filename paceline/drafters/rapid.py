@@ -118,8 +118,9 @@ class Rapid(DraftModel):
     def begin(self, sequence: Sequence) -> None:
         short = self.readable(self.shortened(sequence.tokens))
         sequence.drafts = reading = Reading(self._cache.allocate(), short=short)
+        reading.row.prompt = len(short)
         whole = (len(short) - 1) // CHUNK * CHUNK
-        if whole < self._cache.limit:
+        if whole < self._model.limit(len(short)):
             self._model.prefill(self._cache, reading.row, short[:whole], CHUNK)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
@@ -129,7 +130,8 @@ class Rapid(DraftModel):
             self._cache.crop(reading.row, len(reading.short) + before + len(outcome.path) - 1)
 
     def room(self, sequence: Sequence) -> int:
-        return self._cache.limit - len(sequence.drafts.short) - sequence.generated + 1
+        short = len(sequence.drafts.short)
+        return self._model.limit(short) - short - sequence.generated + 1
 
     def shortened(self, prompt: list[int]) -> list[int]:
         """The chunks worth reading, in order, and the query."""

@@ -61,18 +61,24 @@ class SecondModel(Drafter):
             )
         if self._model.device != target.device:
             raise BadRequest(f"{self.name}: its model is on {self._model.device}, the target on {target.device}")
+        if self._model.opening not in ((), target.opening):
+            raise Unsupported(
+                f"{self.name}: {self._model.name} has an encoder, and its output begins with the tokens "
+                f"{list(self._model.opening)}, that of {target.name} with {list(target.opening)}; both must be equal"
+            )
         check_vocabulary(self._model, target)
         self._target_vocabulary, self._spare = target.vocab_size, target.spare
 
     def read(self, sequence: Sequence, row: Row) -> None:
         """Take the prompt into a fresh cache row, but for its last stretch."""
+        row.prompt = sequence.prompt_length
         whole = (len(sequence.tokens) - 1) // CHUNK * CHUNK
-        if whole < self._cache.limit:
+        if whole < self._model.limit(row.prompt):
             self._model.prefill(self._cache, row, self.readable(sequence.tokens[:whole]), CHUNK)
 
     def room(self, sequence: Sequence) -> int:
         """Tokens that the model can still draft before its context ends; its last one need not be read."""
-        return self._cache.limit - len(sequence.tokens) + 1
+        return self._model.limit(sequence.prompt_length) - len(sequence.tokens) + 1
 
     def readable(self, tokens: list[int]) -> list[int]:
         """The tokens as the draft model can read them: an id beyond its table becomes its last."""

@@ -32,7 +32,7 @@ from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.lean import speed_up_small
 from paceline.drafters.vocabulary import tokenizer_of
-from paceline.errors import BadRequest
+from paceline.errors import BadRequest, Unsupported
 from paceline.models.causal import CausalModel
 from paceline.models.loading import load_model
 from paceline.policies.base import Pipeline
@@ -151,6 +151,8 @@ class Translate(Drafter):
         if hasattr(self, "_inner"):
             return
         self._loaded = self._load(target)
+        if self._loaded.opening:
+            raise Unsupported(f"translate: {self._loaded.name} has an encoder; a decoder-only model is needed")
         read = tokenizer_of(self._loaded)
         if read is None:
             raise BadRequest(f"translate: its model {self._loaded.name} has no tokenizer beside it")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paceline.api import Engine
-from paceline.errors import BadRequest
+from paceline.errors import BadRequest, Unsupported
 from paceline.evaluation import own, peers, workloads
 from paceline.evaluation.equality import Difference, difference
 from paceline.evaluation.memory import resident
@@ -170,6 +170,8 @@ class _Size:
         own_kind = {**kind, "view": settings.view}  # transformers runs all of the model
         self.engine = Engine.load(settings.model, max_rows=settings.batch, drafter=own.PLAIN, **own_kind)
         model = self.engine.model
+        if model.opening:
+            raise Unsupported(f"bench: {model.name} has an encoder, and the workloads are texts to be continued")
         loaded = resident(model.device)
         found, skipped = own.methods(self.engine, list(settings.drafters), settings.verifier, settings.policies)
         self.contestants: list[Contestant] = [*found]

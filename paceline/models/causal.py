@@ -15,7 +15,7 @@ import torch
 from paceline.caches import Extension, Row, TrieCache
 from paceline.models.config import context, weight_bytes, windows
 from paceline.models.costs import PassCosts, measure
-from paceline.models.nodes import Nodes, Scores, starts_of
+from paceline.models.nodes import Nodes, Scores, laid_out, starts_of
 from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of, require_views
 from paceline.tree import TokenTree
 
@@ -108,14 +108,19 @@ class CausalModel:
         rule: a lossy view that every pass follows, or None for the whole model.
         tokenizer: the one used with it, where one is known.
         lacks: why it does not offer some capability, for messages.
+        opening: tokens that stand behind what was given, in front of what is generated; they end every prompt.
+        context: most tokens of a text, and `longest` of a prompt.
+        tried: lengths of the prompts with which the check at loading scores its tree, in one pass.
 
     Raises:
-        Unsupported: the architecture cannot be driven (chunked attention, encoder-decoder, ...), with the reason.
+        Unsupported: the architecture cannot be driven (chunked attention, ALiBi, ...), with the reason.
     """
 
     rule: ViewRule | None = None
     tokenizer: Any = None
     lacks: Mapping[str, str] = MappingProxyType({})
+    opening: tuple[int, ...] = ()
+    tried: tuple[int, ...] = (4,)
 
     def __init__(self, module: Any, forward: Forward | None = None, name: str = "model") -> None:
         self.module, self.name = module.eval(), name
@@ -146,6 +151,24 @@ class CausalModel:
         if ids is None:
             ids = getattr(self.config, "eos_token_id", None)
         return frozenset([ids] if isinstance(ids, int) else ids or [])
+
+    @property
+    def longest(self) -> int:
+        return self.context
+
+    def encoded(self, prompt: int) -> int:
+        """How many tokens of a prompt of that length an encoder reads; the rest is the beginning of the output."""
+        return 0
+
+    def limit(self, prompt: int) -> int:
+        """Most tokens of a text whose first `prompt` are given; 0 where these are too many."""
+        return self.context
+
+    def says(self, text: Seq[int], prompt: int) -> torch.Tensor:
+        """`[V]` float32: what the module itself, as it is now, says after a text whose first `prompt` are given."""
+        ids = torch.tensor([list(text)], device=self.device)
+        logits: torch.Tensor = self.module(input_ids=ids, use_cache=False).logits[0, -1].float()
+        return logits
 
     @cached_property
     def costs(self) -> PassCosts:
@@ -224,7 +247,7 @@ class CausalModel:
         order = sorted(range(len(rows)), key=lambda i: rows[i].index)
         groups: list[list[int]] = []
         for i in order:
-            if groups and rows[groups[-1][-1]].index + 1 == rows[i].index:
+            if groups and self._together(rows[groups[-1][-1]], rows[i]):
                 groups[-1].append(i)
             else:
                 groups.append([i])
@@ -278,25 +301,21 @@ class CausalModel:
         self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...], view: View | None
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
         extension = cache.extend(rows, [new.parents for new in nodes])
-        width = extension.width
-        starts = starts_of(nodes)
-        tokens = np.zeros((len(rows), width), np.int64)
-        for b, new in enumerate(nodes):
-            tokens[b, : len(new.tokens)] = new.tokens
-        wanted = None
-        if starts[-1] != tokens.size:
-            flat = [np.arange(b * width + new.skip, b * width + len(new.tokens)) for b, new in enumerate(nodes)]
-            wanted = torch.from_numpy(np.concatenate(flat)).to(self.device)
+        tokens, wanted = laid_out(nodes, extension.width)
         logits, taps = self.forward(
-            torch.from_numpy(tokens).to(self.device),
+            tokens.to(self.device),
             torch.from_numpy(extension.positions).to(self.device),
             self._mask(extension),
             cache,
-            wanted,
+            None if wanted is None else wanted.to(self.device),
             hidden,
             **self._steered(view, rows, extension),
         )
-        return logits, taps, starts
+        return logits, taps, starts_of(nodes)
+
+    def _together(self, before: Row, row: Row) -> bool:
+        """Whether a row may share the pass of another one, which stands before it."""
+        return before.index + 1 == row.index
 
     def _steered(self, view: View | None, rows: Seq[Row], extension: Extension) -> dict[str, Any]:
         """The view of one pass, if any: the one asked for, or that of the model's own rule."""

@@ -26,15 +26,11 @@ _WINDOW = 4
 
 
 def plain_logits(model: CausalModel) -> torch.Tensor:
-    """`[2, V]` float32: what the module itself, as it is now, says after the texts that `self_check` compares."""
+    """`[2 len(model.tried), V]` float32: what the module, as it is now, says after the texts `self_check` compares."""
     prefix, tree = _case(model)
-    rows = []
+    texts = [np.concatenate([prefix, tree.tokens[tree.path(node)]]).tolist() for node in _COMPARED]
     with torch.inference_mode(), _narrow_windows(model):
-        for node in _COMPARED:
-            path = np.concatenate([prefix, tree.tokens[tree.path(node)]])
-            ids = torch.from_numpy(path).to(model.device)[None]
-            rows.append(model.module(input_ids=ids, use_cache=False).logits[0, -1].float())
-    return torch.stack(rows)
+        return torch.stack([model.says(text, prompt) for prompt in model.tried for text in texts])
 
 
 @torch.inference_mode()
@@ -51,15 +47,18 @@ def self_check(model: CausalModel, plain: torch.Tensor | None = None) -> None:
     """
     prefix, tree = _case(model)
     with driven(model, "take a prepared cache, 4-D mask and position_ids"), _narrow_windows(model):
-        cache = model.new_cache(1, limit=len(prefix) + len(tree), capacity=1)
-        row = cache.allocate()
-        model.prefill(cache, row, prefix.tolist())
-        got = model.score(cache, [row], [tree]).logits
-    if not torch.isfinite(got).all():
+        cache = model.new_cache(len(model.tried), limit=len(prefix) + len(tree), capacity=1)
+        rows = [cache.allocate() for _ in model.tried]
+        for row, prompt in zip(rows, model.tried, strict=True):
+            row.prompt = prompt
+            model.prefill(cache, row, prefix.tolist())
+        scores = model.score(cache, rows, [tree] * len(rows))
+    if not torch.isfinite(scores.logits).all():
         raise ModelError(NON_FINITE.format(model.name))
     plain = plain_logits(model) if plain is None else plain
-    for node, expected in zip(_COMPARED, plain, strict=True):
-        difference, scale = float((got[node] - expected).abs().max()), float(expected.std()) + 1e-6
+    got = torch.cat([scores.of(i)[list(_COMPARED)] for i in range(len(rows))])
+    for found, expected in zip(got, plain, strict=True):
+        difference, scale = float((found - expected).abs().max()), float(expected.std()) + 1e-6
         if difference > TOLERANCE[model.module.dtype] * scale:
             raise Unsupported(
                 f"{model.name} (model type {model.config.model_type!r}) does not honour tree masks and position_ids: "

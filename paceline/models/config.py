@@ -9,9 +9,13 @@ from paceline.errors import Unsupported
 _KNOWN_WINDOWS = ("sliding_window", "max_window_layers")
 
 
-def weight_bytes(module: Any) -> int:
-    """All weights once; of an input embedding that is not also the head, a pass reads only a few rows."""
-    weights = {p.data_ptr(): p.nbytes for p in module.parameters() if p.numel()}
+#: Context of a model that has no positions.
+UNLIMITED = 1 << 20
+
+
+def weight_bytes(module: Any, *parts: Any) -> int:
+    """All weights, or those of some parts, once; a few rows of an input embedding that is no head."""
+    weights = {p.data_ptr(): p.nbytes for part in parts or (module,) for p in part.parameters() if p.numel()}
     table, head = module.get_input_embeddings(), module.get_output_embeddings()
     if table is not None and head is not None and table.weight.data_ptr() != head.weight.data_ptr():
         weights.pop(table.weight.data_ptr(), None)

@@ -69,10 +69,11 @@ def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, roun
         context: tokens in the cache before them.
         rounds: passes of each size; the fastest counts, for what slows a pass down is not the pass.
     """
-    context = max(1, min(context, model.context - max(rows) - 1))
-    rows = [count for count in rows if context + count <= model.context]
+    context = max(1, min(context, model.longest, model.context - max(rows) - 1))
+    rows = [count for count in rows if context + count <= model.limit(context)]
     cache = model.new_cache(1)
     row = cache.allocate()
+    row.prompt = context
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, context + max(rows)).tolist()
     model.prefill(cache, row, tokens[:context])
 

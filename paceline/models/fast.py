@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from paceline.errors import PacelineError
 from paceline.models import attention as attention_interface
-from paceline.models.causal import CausalModel, ModuleForward
+from paceline.models.causal import CausalModel
 from paceline.models.check import plain_logits, self_check
 from paceline.models.fusable import fusable
 from paceline.models.fused import FusedDecoder
@@ -66,7 +67,8 @@ def _own_attention(model: CausalModel) -> Callable[[], None]:
 
     try:
         module.set_attn_implementation(attention_interface.NAME)
-        forward = ModuleForward(module)
+        own: Any = type(plain)
+        forward = own(module)
         forward.kv_dtype = attention_interface.KV_DTYPE
         model.forward = forward
         self_check(model, wanted)

@@ -58,6 +58,8 @@ def inflate(module: Any, *, hidden: int, layers: int, intermediate: int | None =
         BadRequest: a size is smaller than the module's, or does not divide into heads.
         Unsupported: the module has parts that this does not know.
     """
+    if not hasattr(getattr(module, "model", None), "rotary_emb"):
+        raise Unsupported(f"inflate: {type(module).__name__} is not laid out like a Llama")
     old = module.config
     dim = getattr(old, "head_dim", None) or old.hidden_size // old.num_attention_heads
     wide = intermediate or old.intermediate_size * hidden // old.hidden_size

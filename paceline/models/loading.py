@@ -11,6 +11,7 @@ from paceline.errors import BadRequest, ModelError
 from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
 from paceline.models.recurrent import RecurrentModel, is_recurrent
+from paceline.models.seq2seq import Seq2SeqModel, is_seq2seq
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -62,7 +63,7 @@ def load_model(
     module.requires_grad_(False)
     if is_recurrent(module):
         return RecurrentModel(module, name)
-    adapter = CausalModel(module, name=name)
+    adapter = Seq2SeqModel(module, name) if is_seq2seq(module) else CausalModel(module, name=name)
     self_check(adapter)
     if fast or (fast is None and isinstance(model, str | Path)):
         from paceline.models.fast import speed_up
@@ -145,13 +146,15 @@ def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = 
 
 
 def _from_folder(folder: str, name: str, dtype: torch.dtype | None, trust: bool, allow_pickle: bool) -> Any:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
     from transformers.utils import logging
 
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        kind: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        loaded = kind.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=trust,

@@ -65,6 +65,17 @@ class Nodes:
         return len(self.tokens) - self.skip
 
 
+def laid_out(nodes: Seq[Nodes], width: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The tokens of a pass, `[B, width]` int64, and the flat indices of those that give logits; None: all do."""
+    tokens = np.zeros((len(nodes), width), np.int64)
+    for b, new in enumerate(nodes):
+        tokens[b, : len(new.tokens)] = new.tokens
+    if starts_of(nodes)[-1] == tokens.size:
+        return torch.from_numpy(tokens), None
+    flat = [np.arange(b * width + new.skip, b * width + len(new.tokens)) for b, new in enumerate(nodes)]
+    return torch.from_numpy(tokens), torch.from_numpy(np.concatenate(flat))
+
+
 def starts_of(nodes: Seq[Nodes]) -> list[int]:
     """Where the logits of each row's nodes begin, and the total at the end."""
     return list(itertools.accumulate((len(new) for new in nodes), initial=0))

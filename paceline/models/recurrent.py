@@ -22,14 +22,13 @@ from paceline.caches.states import StateCache, StateRow
 from paceline.errors import Unsupported
 from paceline.models.causal import CausalModel
 from paceline.models.check import TOLERANCE, driven
+from paceline.models.config import UNLIMITED
 from paceline.models.nodes import Nodes, Scores
 from paceline.tree import TokenTree
 
 #: Accepted tokens of earlier passes that ride along with the next one; more are read by a pass of their own, so that a
 #: checkpoint can be put behind them.
 RIDE = 8
-#: Context of a model that has no positions.
-UNLIMITED = 1 << 20
 
 
 def is_recurrent(module: Any) -> bool:
