@@ -25,15 +25,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Places:
-    """Where the tokens of a pass and the slots that they look at stand, counted from any one origin a row.
+    """Where the tokens of a pass and the slots that they look at stand, counted from the output's first token.
 
     Attributes:
-        tokens: `[B, T]` int64, from the output's first token on.
-        slots: `[B, S]` int64, from the same; slots that nobody sees may have any value.
+        tokens: `[B, T]` int64.
+        slots: `[B, S]` int64, not below 0; those that nobody sees may have any value.
+        length: more than any of the tokens' positions.
     """
 
     tokens: Tensor
     slots: Tensor
+    length: int
 
 
 #: Makes what takes the place of a method, of the module, the method and a pass's places.
@@ -86,10 +88,9 @@ def _bias_of_distance(part: Any, original: Callable[..., Tensor], places: Places
     distance = (places.tokens[:, :, None] - places.slots[:, None, :]).clamp_(min=0)
 
     def compute_bias(*args: Any, **kwargs: Any) -> Tensor:
-        longest = int(distance.max()) + 1
         # That of one token behind so many others: by distance, the farthest first.
-        known = original(1, longest, device=distance.device, past_seen_tokens=longest - 1)[0, :, 0].flip(-1)
-        return known[:, distance].transpose(0, 1)
+        known = original(1, places.length, device=distance.device, past_seen_tokens=places.length - 1)
+        return known[0, :, 0].flip(-1)[:, distance].transpose(0, 1)
 
     return compute_bias
 
@@ -109,8 +110,8 @@ def _numbered(part: Any, original: Callable[..., Tensor], places: Places) -> Cal
     def forward(input_ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         padding = part.padding_idx
         numbers = torch.where(input_ids == padding, padding, places.tokens + padding + 1)
-        if (longest := int(numbers.max()) + 1) > len(part.weights):
-            part.make_weights(longest + part.offset, part.embedding_dim, padding)
+        if (longest := places.length + padding + 1) > len(part.weights):
+            part.make_weights(longest, part.embedding_dim, padding)
         rows: Tensor = part.weights[numbers]
         return rows
 

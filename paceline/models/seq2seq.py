@@ -43,12 +43,14 @@ class Sources:
         length: slots of the longest one.
         mask: `[B, 1, T, length]` float32, additive: which of these slots a row's tokens see.
         slots: `[B, S]` int64, where the slots that self attention looks at stand in the output.
+        written: more than any position of the pass in the output.
         unread: `[1, length]` int64, the source of the only row, which the encoder has not read yet; else None.
     """
 
     length: int
     mask: torch.Tensor
     slots: torch.Tensor
+    written: int
     unread: torch.Tensor | None
 
 
@@ -79,7 +81,7 @@ class Seq2SeqForward:
         else:  # nobody looks at it: its keys and values are cached
             blank = torch.zeros(len(tokens), 1, 1, dtype=dtype, device=tokens.device)
             encoder = BaseModelOutput(last_hidden_state=blank)
-        with placed(self.seams, Places(positions, sources.slots)):
+        with placed(self.seams, Places(positions, sources.slots, sources.written)):
             out = self.module(
                 encoder_outputs=encoder,
                 attention_mask=sources.mask.to(dtype),
@@ -105,7 +107,7 @@ class Seq2SeqModel(CausalModel):
         name: for messages.
 
     Raises:
-        Unsupported: it has two vocabularies, experts of limited capacity, or no start token.
+        Unsupported: it has two vocabularies, no start token, or parts whose numbers depend on other texts.
     """
 
     forward: Seq2SeqForward
@@ -185,20 +187,21 @@ class Seq2SeqModel(CausalModel):
         extension = cache.extend(rows, [new.parents for new in nodes])
         for visible, length in zip(extension.visible, lengths, strict=True):
             visible[:, :length] = False  # self attention does not see the source
+        positions = np.maximum(extension.positions - lengths[:, None], 0)  # padding may stand anywhere
         behind = np.arange(lengths.max()) >= lengths[:, None]
         sources = Sources(
             length=int(lengths.max()),
             mask=torch.from_numpy(np.where(behind, np.float32(-np.inf), np.float32(0)))
             .to(self.device)[:, None, None]
             .expand(-1, -1, extension.width, -1),
-            slots=torch.from_numpy(extension.slot_positions - lengths[:, None]).to(self.device),
+            slots=torch.from_numpy(np.maximum(extension.slot_positions - lengths[:, None], 0)).to(self.device),
+            written=int(positions.max()) + 1,
             unread=unread,
         )
         tokens, wanted = laid_out(nodes, extension.width)
         logits, taps = self.forward(
             tokens.to(self.device),
-            # Padding may stand anywhere in the output.
-            torch.from_numpy(np.maximum(extension.positions - lengths[:, None], 0)).to(self.device),
+            torch.from_numpy(positions).to(self.device),
             self._mask(extension),
             cache,
             None if wanted is None else wanted.to(self.device),
@@ -228,6 +231,11 @@ def _check(module: Any, name: str) -> None:
         raise Unsupported(
             f"{name} (model type {module.config.model_type!r}) reads {read} token ids and writes {written}; "
             "source and output need one vocabulary"
+        )
+    if getattr(module.get_encoder(), "attention_type", None) == "block_sparse":
+        raise Unsupported(
+            f"{name} (model type {module.config.model_type!r}) has an encoder that leaves sparse attention for good "
+            "once it reads a short text; set attention_type='original_full' in its config"
         )
     if getattr(module.config, "expert_capacity", None):
         raise Unsupported(

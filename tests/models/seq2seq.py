@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         SLOTS,
     ),
     "Switch": ("SwitchTransformersConfig", {**RELATIVE, "num_experts": 2}, "experts of limited capacity"),
+    "BigBird-Pegasus, sparse": ("BigBirdPegasusConfig", TABLE, "leaves sparse attention for good"),
     "Marian, two vocabularies": (
         "MarianConfig",
         {**TABLE, "decoder_vocab_size": 70, "share_encoder_decoder_embeddings": False},

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from models.architectures import SIZE
 from models.seq2seq import PAD, REFUSED, START, SUPPORTED, VOCABULARY, build, written
-from paceline import Engine
+from paceline import Engine, registry
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.pearl import Pearl
 from paceline.drafters.rapid import Rapid
@@ -28,7 +28,7 @@ from paceline.models.loading import load_model
 from paceline.models.packing import PackedLinear
 from paceline.models.seq2seq import Seq2SeqModel
 from paceline.testing.drafters import Hostile, Oracle
-from paceline.testing.methods import drafters
+from paceline.testing.methods import RELAXED, VERIFIERS, drafters
 from paceline.testing.running import finish, submit
 from paceline.tree import TokenTree
 
@@ -298,6 +298,17 @@ def test_texts_stops_logprobs_and_samples() -> None:
     assert tokens(engine.generate(source, n=2, max_new_tokens=NEW)) == [plain.tokens] * 2
 
 
+@pytest.mark.parametrize("verifier", VERIFIERS)
+def test_every_verifier_judges_its_texts(verifier: str) -> None:
+    engine = engine_of("mBART")
+    draft = DraftModel(module_of("mBART"), length=3, confidence=0.0, fast=False)
+    settings: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 0.9, "top_k": 9}}
+    for choice in registry.build("verifier", verifier).choices:
+        results = engine.generate(SOURCES, drafter=draft, verifier=verifier, max_new_tokens=NEW, **settings[choice])
+        assert [len(text) for text in tokens(results)] == [NEW] * len(SOURCES)
+        assert choice == "sampled" or verifier in RELAXED or tokens(results) == wanted("mBART")
+
+
 def test_a_cancelled_request_leaves_the_others_alone() -> None:
     engine = engine_of("mBART")
     (first,), (second,) = (submit(engine, source, max_new_tokens=NEW) for source in SOURCES[1:3])
@@ -379,6 +390,13 @@ def test_models_of_either_kind_draft_where_they_can() -> None:
     llama = LlamaForCausalLM(LlamaConfig(**{**SIZE, "num_hidden_layers": 1})).eval()
     results = engine_of("T5").generate(SOURCES, drafter=DraftModel(llama, confidence=0.0), max_new_tokens=NEW)
     assert tokens(results) == wanted("T5"), "a decoder-only draft reads source and output as one text"
+    worded = Engine.load(module_of("T5"), tokenizer=tokenizer())
+    llama.config.eos_token_id = None
+    small = load_model(llama)
+    small.tokenizer = tokenizer()
+    assert tokens(worded.generate(SOURCES, drafter=Translate(small, confidence=0.0), max_new_tokens=NEW)) == wanted(
+        "T5"
+    )
     with pytest.raises(Unsupported, match=r"has an encoder, and its output begins with the tokens \[2\].* with \[\]"):
         Engine.load(llama, drafter=DraftModel(module_of("T5")))
     config, options, seed = SUPPORTED["BART"]
