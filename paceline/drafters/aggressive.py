@@ -1,13 +1,13 @@
 """Input-guided aggressive decoding: correcting or simplifying a text mostly copies it, so the input is the draft.
 
-The pointer starts at the first token of the source, the prompt or a marked part of it, and the whole source from there
-on is drafted. The target accepts the run that it would have written itself and adds its own token at the first
+The pointer starts at the first token of the source, what was given or a marked part of it, and the whole source from
+there on is drafted. The target accepts the run that it would have written itself and adds its own token at the first
 difference. Then plain decoding goes on (or `fallback` drafts) until the last n output tokens, n = 1, 2, 3, stand at
 exactly one place of the source; copying resumes behind it (see `paceline.drafters.following`). An unchanged sentence
 takes one pass.
 
-The paper decodes sequence-to-sequence models, whose input is the encoder's; for a decoder alone the input is in the
-prompt. Which places are taken when several remain at n = 3 is not stated there; none are, as after an absent one.
+The paper decodes sequence-to-sequence models, whose input is the encoder's; first tokens that the decoder's opening says
+already (`<s>`, a language) are passed over. For a decoder alone the input is in the prompt. Which places are taken when several remain at n = 3 is not stated there; none are, as after an absent one.
 
 Paper: Ge, Xia, Sun, Chen, Wei, "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding", 2022
 (input-guided aggressive decoding, IAD).
@@ -69,10 +69,10 @@ class Aggressive(WithFallback):
     """Input-guided aggressive decoding.
 
     Attributes:
-        after: token ids, such as `"12 7"`; the source begins behind their first occurrence in the prompt. By default,
-            or where they do not occur, at the prompt's start.
+        after: token ids, such as `"12 7"`; the source begins behind their first occurrence in what was given (the
+            encoder's input, or the prompt). By default, or where they do not occur, at its start.
         before: token ids; the source ends before their first occurrence after that. By default, or where they do not
-            occur, at the prompt's end.
+            occur, at its end.
         fallback: the drafter that speaks while the place is lost, as a spec or an instance; by default none.
         ngram: most output tokens that are looked for in the source after a difference.
         resume: "unique" or "nearest" (see `paceline.drafters.following.RESUME`).
