@@ -6,8 +6,9 @@ difference. Then plain decoding goes on (or `fallback` drafts) until the last n 
 exactly one place of the source; copying resumes behind it (see `paceline.drafters.following`). An unchanged sentence
 takes one pass.
 
-The paper decodes sequence-to-sequence models, whose input is the encoder's; first tokens that the decoder's opening says
-already (`<s>`, a language) are passed over. For a decoder alone the input is in the prompt. Which places are taken when several remain at n = 3 is not stated there; none are, as after an absent one.
+The paper decodes sequence-to-sequence models, whose input is the encoder's; first tokens that the decoder's opening
+says already (`<s>`, a language) are passed over. For a decoder alone the input is in the prompt. Which places are taken
+when several remain at n = 3 is not stated there; none are, as after an absent one.
 
 Paper: Ge, Xia, Sun, Chen, Wei, "Lossless Acceleration for Seq2seq Generation with Aggressive Decoding", 2022
 (input-guided aggressive decoding, IAD).
