@@ -28,6 +28,7 @@ from paceline.models.fusable import fusable
 from paceline.models.fused import FusedDecoder
 from paceline.models.packing import OneDNN
 from paceline.native import Kernels, kernels
+from paceline.native.pages import WEIGHTS
 
 #: Inputs that share a scale, and a multiple of the outputs, of 4-bit matrices.
 GROUP, TILE = 32, 16
@@ -100,7 +101,7 @@ class Bytes(_Quantised):
         rounded = (weight / scales[:, None]).round_().to(torch.int8)
         self._sums, self._scales = rounded.sum(1, dtype=torch.int32), scales
         padded = F.pad(rounded, (0, -inputs % 4, 0, -self._out % PANEL))
-        self._panels = padded.view(-1, PANEL, self._inputs // 4, 4).transpose(1, 2).contiguous()
+        self._panels = WEIGHTS.copy(padded.view(-1, PANEL, self._inputs // 4, 4).transpose(1, 2))
         self._bias = None if bias is None else bias.float()
         self.nbytes = self._panels.nbytes + 4 * self._out
         self._run = native.library.bytes_product

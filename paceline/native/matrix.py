@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paceline.native import Kernels
+from paceline.native.pages import WEIGHTS
 
 #: Outputs a panel has; `WIDE` in `matrix.c`.
 WIDE = 32
@@ -36,7 +37,7 @@ class Panels:
         self.shape = weight.shape
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, 0, 0, -outputs % WIDE)) if outputs % WIDE else weight
-        self._panels = padded.view(-1, WIDE, inputs // 2, 2).transpose(1, 2).contiguous()
+        self._panels = WEIGHTS.copy(padded.view(-1, WIDE, inputs // 2, 2).transpose(1, 2))
         self._bias = None if bias is None else bias.detach().float()
         self.nbytes = self._panels.nbytes
         self._run = native.library.matrix_product

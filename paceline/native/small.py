@@ -17,6 +17,7 @@ from torch import Tensor
 from paceline.models.attention import HIDDEN
 from paceline.models.fused import rope_table
 from paceline.native import Kernels
+from paceline.native.pages import WEIGHTS
 
 #: Outputs a panel of a matrix has; `PANEL` in `small.c`.
 PANEL = 64
@@ -148,4 +149,4 @@ def _weights(layer: Any, dtype: torch.dtype) -> dict[str, Tensor]:
 def _panels(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """`[out, in]` to `[ceil(out / PANEL), in, PANEL]`, with zeros for outputs that do not exist."""
     padded = torch.nn.functional.pad(weight.detach(), (0, 0, 0, -len(weight) % PANEL))
-    return padded.view(-1, PANEL, weight.shape[1]).transpose(1, 2).to(dtype).contiguous()
+    return WEIGHTS.copy(padded.view(-1, PANEL, weight.shape[1]).transpose(1, 2).to(dtype))
