@@ -226,7 +226,10 @@ class Seq2SeqModel(CausalModel):
 
 def _check(module: Any, name: str) -> None:
     """Refuse what the check at loading would not find. Raises `Unsupported`."""
-    read, written = (table.weight.shape[0] for table in (module.get_input_embeddings(), module.get_output_embeddings()))
+    table, head = module.get_input_embeddings(), module.get_output_embeddings()
+    if table is None or head is None:
+        raise Unsupported(f"{name} (model type {module.config.model_type!r}) has no language-model head")
+    read, written = table.weight.shape[0], head.weight.shape[0]
     if read != written:
         raise Unsupported(
             f"{name} (model type {module.config.model_type!r}) reads {read} token ids and writes {written}; "
@@ -253,8 +256,8 @@ def _opening(module: Any, name: str) -> tuple[int, ...]:
     generation = getattr(module, "generation_config", None)
     kinds = ("decoder_start_token_id", "bos_token_id")
     ids = [getattr(given, kind, None) for kind in kinds for given in (generation, module.config)]
-    start = next((token for token in ids if isinstance(token, int)), None)
-    if start is None:
-        raise Unsupported(f"{name}: neither its config nor its generation config names a decoder_start_token_id")
+    start = next((token for token in ids if token is not None), None)
+    if not isinstance(start, int):
+        raise Unsupported(f"{name}: neither its config nor its generation config names one decoder_start_token_id")
     first = getattr(generation, "forced_bos_token_id", None)
     return (start,) if first is None else (start, int(first))
