@@ -35,13 +35,13 @@ class Seen(NamedTuple):
     """What the queries of a pass see, the same for all layers.
 
     Attributes:
-        mask: `[B, 1, T, S]` float32, added to the scores.
+        mask: `[B, 1, T, S]` float32, added to the scores; None where it adds nothing to any slot that is seen.
         slots: int32, the slots each query sees, in the order of its path, one query after the other.
         first: `[B * T + 1]` int64, where each query's slots begin, and their number.
         longest: most slots that one query sees.
     """
 
-    mask: Tensor
+    mask: Tensor | None
     slots: Tensor
     first: Tensor
     longest: int
@@ -96,7 +96,8 @@ class Kernels:
         first = torch.zeros(len(counts) + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=first[1:])
         slots = visible.nonzero()[:, 3].int()
-        return Seen(mask if mask.stride(3) == 1 else mask.contiguous(), slots, first, int(counts.max()))
+        added = mask if mask.stride(3) == 1 else mask.contiguous()
+        return Seen(added if visible.logical_and(mask).any() else None, slots, first, int(counts.max()))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float, softcap: float | None, out: Tensor
@@ -108,9 +109,10 @@ class Kernels:
         layout = _Layout(
             batch, heads, heads // key.shape[1], queries, dim, value.shape[3], seen.longest,
             query.stride()[:3], key.stride()[:3], value.stride()[:3],
-            (mask.stride(0), mask.stride(2)), (out.stride(0), out.stride(2), out.stride(1)),
+            (0, 0) if mask is None else (mask.stride(0), mask.stride(2)), (out.stride(0), out.stride(2), out.stride(1)),
         )  # fmt: skip
-        pointers = [x.data_ptr() for x in (query, key, value, mask, seen.slots, seen.first, out)]
+        tensors = (query, key, value, mask, seen.slots, seen.first, out)
+        pointers = [None if x is None else x.data_ptr() for x in tensors]
         threads = torch.get_num_threads()
         self._attend(*pointers, _HALF[out.dtype], layout, scale, softcap or 0.0, threads)
 

@@ -46,7 +46,7 @@ typedef struct {
 enum { TEAM = 4 };
 
 /* `dot` of each of the team's queries with one key, by the same steps. */
-static inline four dots(const float *const *query, const float *key, int64_t n)
+static inline __attribute__((always_inline)) four dots(const float *const *query, const float *key, int64_t n)
 {
     lanes even[TEAM] = {{0}}, odd[TEAM] = {{0}};
     int64_t i = 0;
@@ -66,28 +66,50 @@ static inline four dots(const float *const *query, const float *key, int64_t n)
         lanes b = load_part(key + i, n - i);
         for (int t = 0; t < TEAM; t++) odd[t] += load_part(query[t] + i, n - i) * b;
     }
-    return (four){sum(even[0] + odd[0]), sum(even[1] + odd[1]), sum(even[2] + odd[2]), sum(even[3] + odd[3])};
+    return sums(even[0] + odd[0], even[1] + odd[1], even[2] + odd[2], even[3] + odd[3]);
+}
+
+/* Scores of the team's queries with the keys at `slots`. */
+static inline __attribute__((always_inline)) void score(const float *const *query, const float *keys, int64_t stride,
+                                                        int64_t dim, const int32_t *slots, int64_t n, float scale,
+                                                        float *const *scores)
+{
+    for (int64_t j = 0; j < n; j++) {
+        four together = dots(query, keys + slots[j] * stride, dim);
+        for (int t = 0; t < TEAM; t++) scores[t][j] = together[t] * scale;
+    }
+}
+
+/* The same; the queries stay in registers where the compiler knows how long they are. */
+static void score_team(const float *const *query, const float *keys, int64_t stride, int64_t dim, const int32_t *slots,
+                       int64_t n, float scale, float *const *scores)
+{
+    switch (dim) {
+    case 64: score(query, keys, stride, 64, slots, n, scale, scores); return;
+    case 128: score(query, keys, stride, 128, slots, n, scale, scores); return;
+    default: score(query, keys, stride, dim, slots, n, scale, scores);
+    }
 }
 
 /* `mix_block` for each of the team. */
 static inline void mix_team(const float *values, int64_t stride, const int32_t *slots, float *const *weights, int64_t n,
                             float *const *out)
 {
-    lanes sums[TEAM][4];
+    lanes totals[TEAM][4];
     for (int t = 0; t < TEAM; t++)
-        for (int k = 0; k < 4; k++) sums[t][k] = load(out[t] + k * LANES);
+        for (int k = 0; k < 4; k++) totals[t][k] = load(out[t] + k * LANES);
     for (int64_t j = 0; j < n; j++) {
         const float *v = values + slots[j] * stride;
         lanes a = load(v), b = load(v + LANES), c = load(v + 2 * LANES), d = load(v + 3 * LANES);
         for (int t = 0; t < TEAM; t++) {
-            sums[t][0] += weights[t][j] * a;
-            sums[t][1] += weights[t][j] * b;
-            sums[t][2] += weights[t][j] * c;
-            sums[t][3] += weights[t][j] * d;
+            totals[t][0] += weights[t][j] * a;
+            totals[t][1] += weights[t][j] * b;
+            totals[t][2] += weights[t][j] * c;
+            totals[t][3] += weights[t][j] * d;
         }
     }
     for (int t = 0; t < TEAM; t++)
-        for (int k = 0; k < 4; k++) store(out[t] + k * LANES, sums[t][k]);
+        for (int k = 0; k < 4; k++) store(out[t] + k * LANES, totals[t][k]);
 }
 
 /* One head for a team of queries; `first` and `mask` are those of its first query, of `size` queries in all. The first
@@ -103,17 +125,15 @@ static void attend_team(const float *query, const float *k, const float *v, cons
         own[t] = scores + t * room;
         out[t] = mixed + t * s->width;
     }
-    for (int64_t j = 0; j < common; j++) {
-        four together = dots(queries, k + slots[first[0] + j] * s->key[2], s->dim);
-        for (int t = 0; t < TEAM; t++) own[t][j] = together[t] * scale;
-    }
+    score_team(queries, k, s->key[2], s->dim, slots + first[0], common, scale, own);
     for (int64_t t = 0; t < size; t++) {
         const int32_t *seen = slots + first[t];
         int64_t n = first[t + 1] - first[t];
         for (int64_t j = common; j < n; j++) own[t][j] = dot(queries[t], k + seen[j] * s->key[2], s->dim) * scale;
         if (softcap > 0)
             for (int64_t j = 0; j < n; j++) own[t][j] = softcap * tanhf(own[t][j] / softcap);
-        for (int64_t j = 0; j < n; j++) own[t][j] += mask[t * s->mask[1] + seen[j]];
+        if (mask)
+            for (int64_t j = 0; j < n; j++) own[t][j] += mask[t * s->mask[1] + seen[j]];
         shares[t] = n ? 1.0f / soften(own[t], n) : 0.0f;
     }
     memset(mixed, 0, TEAM * s->width * sizeof(float));
@@ -160,7 +180,7 @@ void attend(const float *query, const float *keys, const float *values, const fl
                     const float *k = keys + b * s->key[0] + h / s->groups * s->key[1];
                     const float *v = values + b * s->value[0] + h / s->groups * s->value[1];
                     attend_team(query + b * s->query[0] + h * s->query[1] + t * s->query[2], k, v,
-                                mask + b * s->mask[0] + t * s->mask[1], slots, own, s, size,
+                                mask ? mask + b * s->mask[0] + t * s->mask[1] : 0, slots, own, s, size,
                                 in_common(slots, own, size), scale, softcap, room, scores, mixed);
                     int64_t place = b * s->out[0] + h * s->out[1] + t * s->out[2];
                     for (int64_t i = 0; i < size; i++)
