@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from paceline.caches import Row, TrieCache
+from paceline.caches import Extension, Row, TrieCache
 from paceline.caches.source import SourceCache
 from paceline.errors import Unsupported
 from paceline.models.causal import CausalModel, Mask
@@ -188,16 +188,6 @@ class Seq2SeqModel(CausalModel):
         for visible, length in zip(extension.visible, lengths, strict=True):
             visible[:, :length] = False  # self attention does not see the source
         positions = np.maximum(extension.positions - lengths[:, None], 0)  # padding may stand anywhere
-        behind = np.arange(lengths.max()) >= lengths[:, None]
-        sources = Sources(
-            length=int(lengths.max()),
-            mask=torch.from_numpy(np.where(behind, np.float32(-np.inf), np.float32(0)))
-            .to(self.device)[:, None, None]
-            .expand(-1, -1, extension.width, -1),
-            slots=torch.from_numpy(np.maximum(extension.slot_positions - lengths[:, None], 0)).to(self.device),
-            written=int(positions.max()) + 1,
-            unread=unread,
-        )
         tokens, wanted = laid_out(nodes, extension.width)
         logits, taps = self.forward(
             tokens.to(self.device),
@@ -206,9 +196,16 @@ class Seq2SeqModel(CausalModel):
             cache,
             None if wanted is None else wanted.to(self.device),
             hidden,
-            sources=sources,
+            sources=self._sources(lengths, extension, int(positions.max()) + 1, unread),
         )
         return logits, taps, starts_of(nodes)
+
+    def _sources(self, lengths: np.ndarray, extension: Extension, written: int, unread: torch.Tensor | None) -> Sources:
+        """What the forward pass is told of rows whose sources have these lengths."""
+        behind = np.arange(lengths.max()) >= lengths[:, None]
+        mask = torch.from_numpy(np.where(behind, np.float32(-np.inf), np.float32(0))).to(self.device)[:, None, None]
+        slots = torch.from_numpy(np.maximum(extension.slot_positions - lengths[:, None], 0)).to(self.device)
+        return Sources(int(lengths.max()), mask.expand(-1, -1, extension.width, -1), slots, written, unread)
 
     def _source(self, row: Row, new: Nodes) -> tuple[torch.Tensor, Nodes]:
         """Take the source off the first nodes of a row and reserve its slots; also returns the nodes behind it."""

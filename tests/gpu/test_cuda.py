@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from models.seq2seq import SUPPORTED, build, written
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from paceline import Engine
@@ -36,6 +37,15 @@ def test_greedy_equals_transformers(module: LlamaForCausalLM, drafter: str) -> N
         ids = torch.tensor([prompt], device="cuda")
         expected = module.generate(ids, do_sample=False, max_new_tokens=40, pad_token_id=0)
         assert result.tokens == expected[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", ["T5, gated", "BART"])
+def test_encoder_decoder_text_equals_transformers(name: str) -> None:
+    module = build(*SUPPORTED[name]).cuda()
+    sources = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 3 for i in range(23)]]
+    for drafter in ("none", "ngram(candidates=4, confidence=0)", "aggressive(confidence=0)"):
+        results = Engine.load(module, drafter=drafter).generate(sources, max_new_tokens=16)
+        assert [result.tokens for result in results] == [written(module, source, 16) for source in sources]
 
 
 def test_seed_equality_across_drafters(module: LlamaForCausalLM) -> None:

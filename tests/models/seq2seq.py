@@ -120,5 +120,5 @@ def written(module: Any, source: list[int], count: int, **options: Any) -> list[
         eos_token_id=module.generation_config.eos_token_id,
         **options,
     )
-    ids = torch.tensor([source])
+    ids = torch.tensor([source], device=module.device)
     return module.generate(ids, generation_config=config, attention_mask=torch.ones_like(ids))[0, 1:].tolist()
