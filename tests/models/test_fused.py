@@ -14,7 +14,7 @@ from models.architectures import VOCABULARY, build
 from models.test_attention import TREE, ancestry, drafted, random_tree, text
 from paceline import native
 from paceline.caches import Row, TrieCache, trie
-from paceline.models import attention, fused, packing
+from paceline.models import attention, fused, fused_layer, packing
 from paceline.models.causal import CausalModel
 from paceline.models.fast import speed_up
 from paceline.models.fused import FusedDecoder
@@ -65,7 +65,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "kernels", lambda: None)
-    monkeypatch.setattr(fused, "kernels", lambda: None)
+    monkeypatch.setattr(fused_layer, "kernels", lambda: None)
     monkeypatch.setattr(packing, "kernels", lambda: None)
 
 
