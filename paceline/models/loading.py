@@ -140,7 +140,7 @@ def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = 
             return None  # a module in hand whose folder is gone
         raise BadRequest(f"tokenizer: {tokenizer!r} cannot be loaded: {error}") from error
     except Exception as error:  # as in `_from_folder`
-        if tokenizer is not None or any(Path(source).expanduser().glob("tokenizer.*")):
+        if tokenizer is not None or any(Path(source).expanduser().glob("tokenizer*")):
             raise BadRequest(f"tokenizer: {str(source)!r} cannot be loaded: {_first_line(error)}") from error
         return None
 

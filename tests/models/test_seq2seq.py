@@ -24,7 +24,7 @@ from paceline.errors import BadRequest, ModelError, Unsupported
 from paceline.models import positions, seq2seq
 from paceline.models.fast import speed_up
 from paceline.models.inflate import inflate
-from paceline.models.loading import load_model
+from paceline.models.loading import load_model, load_tokenizer
 from paceline.models.packing import PackedLinear
 from paceline.models.seq2seq import Seq2SeqModel
 from paceline.testing.drafters import Hostile, Oracle
@@ -448,6 +448,14 @@ def test_a_folder_without_all_weights_is_refused(tmp_path: Path, folders: dict[s
     (tmp_path / "config.json").write_text(Path(folders["BART"], "config.json").read_text())
     with pytest.raises(ModelError, match=r"lacks .*encoder_attn\.k_proj\.weight"):
         load_model(str(tmp_path))
+
+
+def test_a_tokenizer_that_cannot_be_read_is_an_error_and_not_none(tmp_path: Path) -> None:
+    """Marian's needs a package, and files that this folder lacks."""
+    module_of("Marian").config.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "MarianTokenizer"}')
+    with pytest.raises(BadRequest, match=r"tokenizer: .* cannot be loaded"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_sizes_and_costs_are_those_of_a_decoders_pass() -> None:
