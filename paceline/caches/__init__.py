@@ -1,5 +1,6 @@
 """Key-value caches."""
 
-from paceline.caches.trie import Extension, Row, TrieCache
+from paceline.caches.rows import Extension, Row
+from paceline.caches.trie import TrieCache
 
 __all__ = ["Extension", "Row", "TrieCache"]

@@ -16,7 +16,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from paceline.caches.trie import Row
+from paceline.caches.rows import Row
 from paceline.errors import Unsupported
 
 #: Checkpoints kept a row: a draft model is taken back by as many tokens as it drafted, one a pass.

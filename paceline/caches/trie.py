@@ -10,13 +10,13 @@ accepted path into the trunk and forgets the rest; `retain` keeps several branch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from paceline.caches.rows import Extension, Row
 from paceline.errors import BadRequest, OutOfMemory
 from paceline.tree import ancestor_matrix
 
@@ -29,61 +29,6 @@ def bucket(length: int) -> int:
     """The smallest legal attention length that holds `length` slots."""
     size = -(-length // BLOCK) * BLOCK
     return size + BLOCK if size == 256 else size
-
-
-@dataclass(eq=False)
-class Row:
-    """Handle of one cache row. `index` may change when other rows are freed.
-
-    Attributes:
-        trunk: committed slots.
-        parents: parent of each crown node: an earlier crown node, or -1 for the tip of the trunk.
-        prompt: how many of the first tokens were given; what follows was generated.
-    """
-
-    index: int
-    trunk: int = 0
-    parents: list[int] = field(default_factory=list)
-    prompt: int = 0
-
-    @property
-    def length(self) -> int:
-        return self.trunk + len(self.parents)
-
-    def depths(self) -> list[int]:
-        """Depth of each crown node; children of the trunk's tip have depth 0."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(depths[parent] + 1 if parent >= 0 else 0)
-        return depths
-
-
-@dataclass(frozen=True)
-class Extension:
-    """New nodes of neighbouring rows, ready for one forward pass.
-
-    Attributes:
-        first: index of the first row.
-        starts: `[B]` first new slot of each row.
-        width: T, new slots a row (rows with fewer nodes are padded).
-        length: S, slots that attention looks at.
-        positions: `[B, T]` int64 position ids.
-        visible: `[B, T, S]` bool, which slots a node attends to.
-        slot_positions: `[B, S]` int64 position of each slot (for sliding windows).
-    """
-
-    first: int
-    starts: list[int]
-    width: int
-    length: int
-    positions: np.ndarray
-    visible: np.ndarray
-    slot_positions: np.ndarray
-
-    def window(self, size: int) -> np.ndarray:
-        """`visible` restricted to the last `size` positions, the node's own included."""
-        reach = self.slot_positions[:, None, :] > self.positions[:, :, None] - size
-        return self.visible & reach
 
 
 class TrieLayer(CacheLayerMixin):
@@ -324,7 +269,7 @@ class TrieCache(Cache):
 
     def _layout(self, rows: Sequence[Row], starts: list[int], width: int) -> Extension:
         length = bucket(max(starts) + width)
-        if all(row.length == start + width and _continues(row) for row, start in zip(rows, starts, strict=True)):
+        if all(row.length == start + width and row.is_chain for row, start in zip(rows, starts, strict=True)):
             # Chains behind their trunks, nothing padded: slot, position and order are one.
             slots = np.arange(length)
             positions = np.array(starts)[:, None] + np.arange(width)
@@ -338,7 +283,7 @@ class TrieCache(Cache):
         for b, (row, start) in enumerate(zip(rows, starts, strict=True)):
             old, end = start - row.trunk, row.length
             visible[b, :, : row.trunk] = True
-            depths = np.arange(len(row.parents)) if _continues(row) else np.array(row.depths())
+            depths = np.arange(len(row.parents)) if row.is_chain else np.array(row.depths())
             visible[b, : end - start, row.trunk : end] = ancestor_matrix(row.parents)[old:]
             slots[b, : row.trunk] = np.arange(row.trunk)
             slots[b, row.trunk : end] = row.trunk + depths
@@ -359,8 +304,3 @@ class TrieCache(Cache):
         for layer in self._ready():
             for store in (layer.keys[row.index], layer.values[row.index]):
                 store.index_copy_(1, target, store.index_select(1, source))
-
-
-def _continues(row: Row) -> bool:
-    """Whether the crown is a chain behind the trunk."""
-    return row.parents == list(range(-1, len(row.parents) - 1))
