@@ -24,6 +24,10 @@ from paceline.specs import Spec, parse
 
 #: Packages whose every module is imported by `load`.
 PACKAGES = ("paceline.policies", "paceline.drafters", "paceline.verifiers", "paceline.trees", "paceline.views")
+#: What a user may write for a field of that type.
+PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+#: The largest integer that fits wherever integers go: counts, ids, tensors of 64 bits.
+LARGEST = 2**63 - 1
 T = TypeVar("T")
 
 
@@ -151,13 +155,25 @@ def build(kind: str, spec: object) -> Any:
     return construct(found, _bind(found, spec, fields(found)))
 
 
-def construct(found: Method, options: Mapping[str, object]) -> Any:
-    """Instance of a method after checking each option's type. Raises `BadRequest`."""
+def construct(found: Method, options: Mapping[str, object], argument: str | None = None) -> Any:
+    """Instance of a method after checking each option's type.
+
+    Args:
+        found: the method.
+        options: its knobs.
+        argument: what the user calls the only option, if not by its name.
+
+    Raises:
+        BadRequest: the message names option and value.
+    """
     hints = typing.get_type_hints(found.cls)
     for name, value in options.items():
-        if not _fits(value, hints[name]):
-            wanted = getattr(hints[name], "__name__", str(hints[name]))
-            raise BadRequest(f"{found.name}({name}={value!r}): a value of type {wanted} is needed")
+        shown = str(value) if isinstance(value, Spec) else f"{value!r:.80}"
+        where = f"{found.name}({name}={shown})" if argument is None else f"{argument}: {shown} is not allowed"
+        if isinstance(value, int) and abs(value) > LARGEST:
+            raise BadRequest(f"{where}; an integer beyond {LARGEST} fits nowhere")
+        if (wanted := _wanted(value, hints[name])) is not None:
+            raise BadRequest(f"{where}{':' if argument is None else ';'} {wanted} is needed")
     missing = [name for name in required(found) if name not in options]
     if missing:
         raise BadRequest(f"{found.kind} {found.name!r} needs {missing[0]}, as in {found.name}({missing[0]}=...)")
@@ -181,17 +197,16 @@ def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:
     return options
 
 
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a parsed value may go into a field of that type; only plain scalars are judged."""
+def _wanted(value: object, hint: Any) -> str | None:
+    """What a field of that type wants in place of a value; `None` if it may go in. Only plain scalars are judged."""
     union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     choices = typing.get_args(hint) if union else (hint,)
-    if not set(choices) <= {int, float, bool, str, type(None)} or hint is type(None):
-        return True
-    if isinstance(value, bool):
-        return bool in choices
-    if isinstance(value, int) and float in choices:
-        return True
-    return isinstance(value, choices)
+    if not set(choices) <= set(PLAIN) or hint is type(None):
+        return None
+    fits = bool in choices if isinstance(value, bool) else isinstance(value, choices)
+    if fits or (isinstance(value, int) and not isinstance(value, bool) and float in choices):
+        return None
+    return " or ".join(PLAIN[choice] for choice in choices)
 
 
 def suggest(name: str, names: Sequence[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from paceline.errors import BadRequest
+
+#: Temperatures by which scores can be divided in float32 and still make a law.
+COLDEST, HOTTEST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -16,7 +18,7 @@ class Sampling:
 
     Attributes:
         max_new_tokens: most tokens to generate, at least 1.
-        temperature: 0 is greedy.
+        temperature: 0 is greedy; else from `COLDEST` to `HOTTEST`.
         policies: further policies, in order: spec strings or instances. `options` come first.
         options: policies by their argument name, such as `{"top_p": 0.9}`.
         stop: strings that end the text; the text is cut before them.
@@ -49,10 +51,7 @@ class Sampling:
         _integer("n", self.n, 1, None)
         if self.logprobs is not None:
             _integer("logprobs", self.logprobs, 0, 1000)
-        if isinstance(self.temperature, bool) or not isinstance(self.temperature, int | float):
-            raise BadRequest(f"temperature: {self.temperature!r} is not a number")
-        if not 0 <= self.temperature < math.inf:
-            raise BadRequest(f"temperature: {self.temperature} is out of range; 0 (greedy) or more is allowed")
+        check_temperature(self.temperature)
         for name in ("ignore_eos", "echo"):
             if not isinstance(getattr(self, name), bool):
                 raise BadRequest(f"{name}: {getattr(self, name)!r} is not allowed; true or false is needed")
@@ -60,6 +59,15 @@ class Sampling:
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         if self.prediction is not None and not isinstance(self.prediction, str):
             object.__setattr__(self, "prediction", _ids("prediction", self.prediction))
+
+
+def check_temperature(value: object) -> None:
+    """Refuse anything but 0 and a number between `COLDEST` and `HOTTEST`."""
+    allowed = f"0 (greedy), or from {COLDEST:g} to {HOTTEST:g}, is allowed"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRequest(f"temperature: {value!r} is not a number; {allowed}")
+    if value != 0 and not COLDEST <= value <= HOTTEST:
+        raise BadRequest(f"temperature: {value} is out of range; {allowed}")
 
 
 def _integer(name: str, value: object, low: int, high: int | None) -> None:

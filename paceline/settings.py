@@ -57,7 +57,7 @@ def build_pipeline(sampling: Sampling) -> Pipeline:
         value = sampling.options[name]
         if value is not None:
             found = by_argument[name]
-            policies.append(registry.construct(found, {registry.fields(found)[0]: value}))
+            policies.append(registry.construct(found, {registry.fields(found)[0]: value}, name))
     greedy = sampling.temperature == 0
     if not greedy:
         policies.insert(0, registry.build("policy", f"temperature({float(sampling.temperature)!r})"))

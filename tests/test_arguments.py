@@ -27,7 +27,7 @@ def test_prompts(engine: Engine, prompt: Any) -> None:
 
 WRONG: dict[str, tuple[Any, ...]] = {
     "max_new_tokens": (0, -1, 1.5, "3", None, True),
-    "temperature": (-1, float("nan"), float("inf"), "1", None, True),
+    "temperature": (-1, float("nan"), float("inf"), 1e-300, 10**400, "1", None, True),
     "seed": (-1, 1.5, None, 2**63),
     "n": (0, 1.5, None, True),
     "stop": (3, ["a", 3], [""], b"x", {"a"}),
@@ -35,7 +35,9 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "logprobs": (-1, 1.5, True, "a"),
     "echo": (1, "x", None),
     "ignore_eos": (1, "x"),
-    "top_p": (0, 2, "a", float("nan"), True),
+    "top_p": (0, 2, "a", float("nan"), True, 10**400),
+    "min_new_tokens": (-1, 0.5, "3", 2**63),
+    "repetition_penalty": (0, "1", 1e-300, 10**400),
     "prediction": (5, [0.5], [10**9]),
     "drafter": (5, "nope", object()),
     "verifier": (5, "nope"),

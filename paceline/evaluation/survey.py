@@ -19,6 +19,7 @@ from paceline.evaluation.acceptance import BOUNDS, RATES, bound
 from paceline.evaluation.provenance import provenance
 from paceline.evaluation.workloads import Prompt
 from paceline.models.causal import CausalModel
+from paceline.requests import COLDEST, HOTTEST
 
 #: Names of the bounds in tables, by the law of the drafts.
 BOUND_NAMES = {"replacement": "bound, with replacement", "distinct": "bound, without replacement"}
@@ -122,8 +123,9 @@ def check(temperatures: Sequence[float], most: int) -> None:
     if not 1 <= most <= MOST:
         raise BadRequest(f"most: {most} is not allowed; 1 to {MOST} siblings are")
     for temperature in temperatures:
-        if not temperature > 0:
-            raise BadRequest(f"temperatures: {temperature} is not allowed; numbers above 0 are needed")
+        if not COLDEST <= temperature <= HOTTEST:
+            allowed = f"numbers above 0, from {COLDEST:g} to {HOTTEST:g}, are needed"
+            raise BadRequest(f"temperatures: {temperature} is not allowed; {allowed}")
 
 
 def tokens_of(prompts: Sequence[Prompt], tokenizer: Any, longest: int) -> list[list[int]]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
 
 from paceline.errors import BadRequest
 from paceline.policies.base import Context
+
+#: Beyond this, and below its inverse, a product or a quotient with a score would overflow in float32.
+GREATEST = 1e30
 
 
 def check_number(
@@ -21,11 +23,10 @@ def check_number(
     above: bool = False,
     below: bool = False,
 ) -> None:
-    """Refuse anything but a finite number in `[low, high]`; `above` and `below` exclude the bounds."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    """Refuse anything but a number in `[low, high]`; `above` and `below` exclude the bounds."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise BadRequest(f"{name}: {value!r} is not a number; {allowed}")
-    outside = math.isinf(value) or not low <= value <= high
-    if outside or (above and value == low) or (below and value == high):
+    if not low <= value <= high or (above and value == low) or (below and value == high):
         raise BadRequest(f"{name}: {value} is out of range; {allowed}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 
 from paceline.errors import BadRequest
 from paceline.policies.base import Context, Policy, Stage
-from paceline.policies.knobs import check_number, check_vocabulary, on_device, token_ids
+from paceline.policies.knobs import GREATEST, check_number, check_vocabulary, on_device, token_ids
 from paceline.registry import Guarantee, method
 
 
@@ -48,7 +47,8 @@ class LogitBias(Policy):
         for key, number in pairs.items():
             token = int(key) if isinstance(key, str) and key.strip().isdecimal() else key
             token_ids("logit_bias", [token])
-            check_number(f"logit_bias[{key}]", number, "a finite number is allowed", -math.inf, math.inf)
+            allowed = f"a number from {-GREATEST:g} to {GREATEST:g} is allowed"
+            check_number(f"logit_bias[{key}]", number, allowed, -GREATEST, GREATEST)
             if token in known:
                 raise BadRequest(f"logit_bias: token id {token} is given twice, as a number and as a string")
             known[int(token)] = float(number)

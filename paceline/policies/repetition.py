@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
 from paceline.policies.history import CountPenalty
-from paceline.policies.knobs import check_number
+from paceline.policies.knobs import GREATEST, check_number
 from paceline.registry import Guarantee, method
 
 
@@ -39,7 +38,8 @@ class Repetition(CountPenalty):
     counts_prompt = True
 
     def __post_init__(self) -> None:
-        check_number("repetition_penalty", self.penalty, "a number above 0 is allowed", 0, math.inf, above=True)
+        allowed = f"a number above 0, from {1 / GREATEST:g} to {GREATEST:g}, is allowed"
+        check_number("repetition_penalty", self.penalty, allowed, 1 / GREATEST, GREATEST)
 
     @property
     def neutral(self) -> bool:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from paceline.errors import BadRequest
 from paceline.policies.base import Policy, Stage, State
 from paceline.registry import Guarantee, method
+from paceline.requests import check_temperature
 
 
 @method(
@@ -26,7 +26,7 @@ class Temperature(Policy):
     """Divide scores by `value`.
 
     At 0 the pipeline becomes greedy (the limit), and neither this division nor a truncation takes part.
-    Raises `BadRequest` for a negative or non-finite value.
+    Raises `BadRequest` for a negative value, and for one that scores cannot be divided by.
     """
 
     value: float = 1.0
@@ -34,8 +34,7 @@ class Temperature(Policy):
     stage = Stage.TEMPERATURE
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value < float("inf"):
-            raise BadRequest(f"temperature: {self.value} is out of range; 0 (greedy) or more is allowed")
+        check_temperature(self.value)
 
     @property
     def neutral(self) -> bool:

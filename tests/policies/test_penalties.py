@@ -139,6 +139,13 @@ def test_logit_bias_is_added() -> None:
     ("make", "message"),
     [
         (lambda: Repetition(0), "repetition_penalty: 0 is out of range; a number above 0"),
+        (
+            lambda: Repetition(1e-300),
+            "repetition_penalty: 1e-300 is out of range; a number above 0, from 1e-30 to 1e+30",
+        ),
+        (lambda: Repetition(10**400), "repetition_penalty: 1000"),
+        (lambda: LogitBias({3: 10**400}), "logit_bias[3]: 1000"),
+        (lambda: LogitBias({3: 1e39}), "logit_bias[3]: 1e+39 is out of range; a number from -1e+30 to 1e+30"),
         (lambda: Repetition(float("inf")), "repetition_penalty: inf is out of range"),
         (lambda: Repetition(None), "repetition_penalty: None is not a number"),
         (lambda: Frequency(2.1), "frequency_penalty: 2.1 is out of range; -2 <= frequency_penalty <= 2"),
