@@ -106,7 +106,13 @@ def show(report: Report, console: Console) -> None:
         if len(found) <= TABLES or section.workload == section.board.total:
             _table(section, console)
     rows = [row for board in arranged for row in board.rows]
-    for note in (t.machine(report), t.mode_note(report), *t.NOTES, *t.differences(report, rows), *t.left_out(report)):
+    for note in (
+        t.machine(report),
+        t.mode_note(report),
+        *t.SHORT_NOTES,
+        *t.differences(report, rows),
+        *t.left_out(report),
+    ):
         console.print(Text(note, "dim"))
     for sentence in t.missing(report):
         console.print(Text(sentence, "yellow"))
@@ -132,7 +138,7 @@ def _table(section: Section, console: Console) -> None:
     for row in section.rows:
         cells = zip(t.COLUMNS, section.cells(row), strict=True)
         shown = [text for column, (text, _) in cells if column.short is not None]
-        name = t.label(t.who(row)).replace("transformers", "hf").replace("prompt lookup", "lookup")
+        name = t.label(t.who(row)).replace("transformers", "HF").replace("prompt lookup", "lookup")
         style = "" if row.side == own.SIDE else "dim"
         table.add_row(name, *shown, t.same_text(row, report), style=style)
     console.print(table)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,8 @@ from paceline.evaluation.report import Report, SizeInfo
 from paceline.evaluation.runner import Arena, Batch, batches, interleaved
 from paceline.evaluation.samples import Contestant, Job, Sample
 from paceline.evaluation.summary import OWN_PLAIN, PEER_PLAIN
-from paceline.requests import Sampling
+from paceline.models.inflate import INFLATED
+from paceline.requests import Sampling, check_temperature
 from paceline.settings import build_pipeline, settings_of
 
 #: The model as it is; other sizes are presets of `paceline.models.inflate`.
@@ -60,11 +60,14 @@ class Settings:
                 raise BadRequest(f"{name}: {getattr(self, name)} is not allowed; at least 1 is needed")
         if not self.sizes:
             raise BadRequest(f"sizes: none given; {AS_IS!r} stands for the model as it is")
+        if unknown := [size for size in self.sizes if size not in (AS_IS, *INFLATED)]:
+            raise BadRequest(f"sizes: {unknown[0]!r} is unknown; {', '.join((AS_IS, *INFLATED))} are allowed")
+        if not self.workloads:
+            raise BadRequest(f"workloads: none given; {', '.join(('all', *workloads.NAMES))} are allowed")
         if not self.temperatures:
             raise BadRequest("temperature: none given; 0 is greedy")
-        wrong = [t for t in self.temperatures if not 0 <= t < math.inf]
-        if wrong:
-            raise BadRequest(f"temperature: {wrong[0]} is out of range; 0 (greedy) or more is allowed")
+        for temperature in self.temperatures:
+            check_temperature(temperature)
         if self.budget is not None and not self.budget >= 0:
             raise BadRequest(f"budget: {self.budget} is not allowed; a number of seconds of at least 0 is needed")
         if not 0 <= self.least < 1:
@@ -201,7 +204,9 @@ class _Size:
         assistant = None
         if peers.ASSISTED in wanted:
             if settings.assistant_name is None:
-                report.skipped["assisted"] = "no draft model is known for this model; name one with --assistant"
+                report.skipped[f"transformers {peers.ASSISTED}"] = (
+                    "no draft model is known for this model; name one with --assistant"
+                )
             else:
                 assistant = peers.load_peer(settings.assistant_name, settings.dtype, settings.device, None)
         for peer in peers.peers(module, assistant):

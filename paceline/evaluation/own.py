@@ -161,7 +161,8 @@ def _chosen(specs: list[str]) -> list[str]:
     without = [spec[1:].strip() for spec in specs if spec[:1] == "-"]
     for spec in without:
         if spec not in wanted or spec == PLAIN:
-            raise BadRequest(f"drafters: {spec!r} cannot be left out of {', '.join(list(wanted)[1:])}")
+            chosen = ", ".join(list(wanted)[1:])
+            raise BadRequest(f"drafters: {spec!r} cannot be left out of {chosen or 'none; name some, or all'}")
     return [spec for spec in wanted if spec not in without]
 
 

@@ -136,8 +136,8 @@ def _decode(speed_up: SpeedUp) -> float:
 
 COLUMNS = (
     Column("tokens/s", "tokens/s", _median("rate"), number),
-    Column("× plain", "× own", _times(OWN_PLAIN), "{:.2f}".format),
-    Column("× HF plain", "× hf", _times(PEER_PLAIN), "{:.2f}".format),
+    Column("× plain", "× plain", _times(OWN_PLAIN), "{:.2f}".format),
+    Column("× HF plain", "× HF", _times(PEER_PLAIN), "{:.2f}".format),
     Column("× HF best", "× best", _times(PEER_BEST), "{:.2f}".format),
     Column("decode", "decode", _median("decode_rate"), number),
     Column("decode × plain", None, _times(OWN_PLAIN, _decode), "{:.2f}".format),
@@ -162,6 +162,15 @@ NOTES = (
     "same text: greedy, whether all tokens equal Paceline's and transformers' plain decoding, else on how many prompts "
     "each; sampled, whether they equal Paceline's plain decoding with the same seed. Transformers draws its samples "
     "from another source, so these are other texts.",
+)
+#: What a terminal's narrower tables need.
+SHORT_NOTES = (
+    "tokens/s: median of end-to-end speed; decode: the same without the prompt.",
+    "×: how many times as fast, the median over runs of one prompt at one memory bandwidth: as Paceline's plain "
+    "decoding, as transformers' (HF) plain decoding, as the best of its modes.",
+    "pass: tokens a forward pass, bonus token included; other: share of decoding outside the target's passes; loops: "
+    "share of the text that repeats itself, where drafts are easily right.",
+    "same: whether all texts equal plain decoding's, else how many. --markdown and --html show and explain more.",
 )
 
 
@@ -265,6 +274,8 @@ def date(report: Report) -> str:
 def mode_note(report: Report) -> str:
     """Which bandwidths there were."""
     found = report.modes
+    if not report.samples:
+        return "nothing was measured"
     named = ", ".join(f"{name} {value / 1e9:.0f} GB/s" for name, value in found.bandwidths.items())
     if found.busy:
         disturbed = sum(not s.stable for s in report.samples)

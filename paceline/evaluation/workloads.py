@@ -138,6 +138,7 @@ def _newest(folder: Path, pattern: str) -> Path | None:
 
 def _records(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        # Not `splitlines`: a record's strings may hold what it takes for line ends, such as U+2028.
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except ValueError as error:
         raise BadRequest(f"data: {path} is not JSON lines: {error}") from error

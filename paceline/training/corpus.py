@@ -27,6 +27,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paceline.errors import BadRequest
+
 from .edits import edit_documents
 
 HOLD_OUT_PERCENT = 2
@@ -188,15 +190,24 @@ def cap_shares(documents: Iterable[Document], caps: dict[str, int]) -> Iterator[
 def read_extra(folder: Path) -> Iterator[Document]:
     """The optional text: `*.jsonl` (question and answer), `*.gz` (a sentence a line, 20 a document)."""
     for path in sorted(folder.glob("*.jsonl")):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
-            text = f"Question: {record['question']}\nAnswer: {record['answer']}\n"
-            yield Document("extra", path.name, text, is_held_out(text))
+        # Not `splitlines`: a record's strings may hold what it takes for line ends, such as U+2028.
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if line.strip():
+                text = _question_and_answer(path, number, line)
+                yield Document("extra", path.name, text, is_held_out(text))
     for path in sorted(folder.glob("*.gz")):
         lines = gzip.decompress(path.read_bytes()).decode("utf-8").splitlines()
         for start in range(0, len(lines), 20):
             text = "\n".join(lines[start : start + 20]) + "\n"
             yield Document("extra", path.name, text, is_held_out(text))
+
+
+def _question_and_answer(path: Path, number: int, line: str) -> str:
+    try:
+        record = json.loads(line)
+        return f"Question: {record['question']}\nAnswer: {record['answer']}\n"
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadRequest(f"extra: {path}, line {number}, is no record with question and answer ({error!r})") from error
 
 
 def interleave(documents: Iterable[Document]) -> list[Document]:

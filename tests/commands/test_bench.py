@@ -67,11 +67,11 @@ def test_a_report_with_every_method_and_peer(run: Run, tiny: str, assistant: str
         assert (tmp_path / f"report-pocket-{name}.png").read_bytes().startswith(b"\x89PNG")
     assert "<table>" in files["html"].read_text()
     assert files["png"].read_bytes().startswith(b"\x89PNG")
-    assert "hf lookup" in result.stdout
+    assert "HF lookup" in result.stdout
     again = tmp_path / "again.html"
     assert run("report", str(files["json"]), "--html", str(again)).exit_code == 0
     assert again.read_text() == files["html"].read_text()
-    assert "hf lookup" in run("report", str(files["json"])).stdout
+    assert "HF lookup" in run("report", str(files["json"])).stdout
 
 
 def test_a_report_is_continued(run: Run, tiny: str, tmp_path: Path) -> None:

@@ -63,10 +63,11 @@ def test_a_few_prompts_are_spread_over_all() -> None:
 def test_external_workloads_are_read_or_left_out_with_a_reason(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "human_eval.jsonl").write_text(json.dumps({"task_id": "T/0", "prompt": "def f():"}) + "\n")
-    (tmp_path / "spec_bench.jsonl").write_text(json.dumps({"question_id": 81, "turns": ["Write.", "More."]}) + "\n")
+    record = {"question_id": 81, "turns": ["Write\u2028on.", "More."]}
+    (tmp_path / "spec_bench.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n")
     found, missing = load(["humaneval", "spec_bench", "gsm8k"], tmp_path)
     assert [p.text for p in found["humaneval"]] == ["def f():"]
-    assert [(p.name, p.text) for p in found["spec_bench"]] == [("81", "Write.")]
+    assert [(p.name, p.text) for p in found["spec_bench"]] == [("81", "Write\u2028on.")]
     assert list(missing) == ["gsm8k"]
     assert "gsm8k_test*.jsonl" in missing["gsm8k"]
     assert list(load(["all"])[0]) == list(SHIPPED)

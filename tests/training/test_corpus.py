@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from paceline.errors import BadRequest
 from paceline.training.corpus import (
     Document,
     Source,
@@ -104,8 +105,16 @@ def test_build_corpus_separates_and_repeats(tmp_path: Path) -> None:
 
 
 def test_extra_text_formats(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps({"question": "1+1?", "answer": "2"}) + "\n")
+    record = {"question": "1+1?", "answer": "2\u2028"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record, ensure_ascii=False) + "\n\n")
     (tmp_path / "b.gz").write_bytes(gzip.compress(b"ein Satz\n" * 30))
     texts = [d.text for d in read_extra(tmp_path)]
-    assert texts[0] == "Question: 1+1?\nAnswer: 2\n"
+    assert texts[0] == "Question: 1+1?\nAnswer: 2\u2028\n"
     assert [t.count("\n") for t in texts[1:]] == [20, 10]
+
+
+@pytest.mark.parametrize("line", ['{"question": "1+1?"}', "[1]", "no JSON"])
+def test_extra_text_that_is_none_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "a.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(BadRequest, match=r"a\.jsonl, line 2, is no record with question and answer"):
+        list(read_extra(tmp_path))
