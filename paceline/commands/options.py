@@ -83,13 +83,10 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
     if file is not None:
         return read_text("prompt", file)
     if prompt is not None and prompt != "-":
-        return prompt
+        return _decoded("prompt", "the argument", prompt.encode("utf-8", "surrogateescape"))
     if sys.stdin.isatty():
         raise BadRequest("prompt: none given; write it after the command, use --file, or pipe it in")
-    try:
-        return sys.stdin.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequest(f"prompt: standard input cannot be read: {error}; UTF-8 text is needed") from error
+    return _decoded("prompt", "standard input", sys.stdin.buffer.read())
 
 
 def read_text(name: str, file: str) -> str:
@@ -97,9 +94,18 @@ def read_text(name: str, file: str) -> str:
     from pathlib import Path
 
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        found = Path(file).expanduser().read_bytes()
+    except OSError as error:
         raise BadRequest(f"{name}: {file!r} cannot be read: {error}; a file of UTF-8 text is needed") from error
+    return _decoded(name, repr(file), found)
+
+
+def _decoded(name: str, source: str, found: bytes) -> str:
+    """Text as it is: Python would translate line ends, and let what is no UTF-8 through in some locales."""
+    try:
+        return found.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{name}: {source} cannot be read: {error}; UTF-8 text is needed") from error
 
 
 def prediction(file: str | None) -> dict[str, Any]:

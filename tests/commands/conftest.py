@@ -55,7 +55,7 @@ def run() -> Run:
     """`run("generate", "text", ...)` as the `paceline` script would."""
     runner = CliRunner()
 
-    def call(*words: str, stdin: str | None = None) -> Result:
+    def call(*words: str, stdin: str | bytes | None = None) -> Result:
         return runner.invoke(app, list(words), input=stdin)
 
     return call

@@ -35,6 +35,13 @@ def test_a_prompt_comes_from_a_file_or_standard_input(run: Run, tiny: str, expec
     assert run("generate", "-", "-m", tiny, *FAST, stdin=TEXT).stdout == expected + "\n"
 
 
+def test_line_ends_of_a_prompt_stay_as_they_are(run: Run, tiny: str, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_bytes(b"a = 1\r\nb = 2\r")
+    shown = run("generate", "--echo", "--file", str(tmp_path / "prompt.txt"), "-m", tiny, *FAST).stdout_bytes
+    assert shown.startswith(b"a = 1\r\nb = 2\r")
+    assert run("generate", "--echo", "-m", tiny, *FAST, stdin=b"a = 1\r\nb = 2\r").stdout_bytes == shown
+
+
 def test_json_has_text_tokens_reason_and_stats(run: Run, tiny: str, expected: str) -> None:
     found = json.loads(run("generate", TEXT, "-m", tiny, "--json", "--logprobs", "2", *FAST).stdout)
     assert found["text"] == expected

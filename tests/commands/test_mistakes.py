@@ -68,6 +68,8 @@ def test_a_prompt_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
     check(run("generate", "--file", str(tmp_path / "missing")), "cannot be read")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     check(run("generate", "--file", str(tmp_path / "bytes")), "cannot be read")
+    check(run("generate", stdin=b"caf\xe9"), "standard input cannot be read")
+    check(run("generate", "caf\udce9"), "the argument cannot be read")
 
 
 def test_models_that_are_none(run: Run, tmp_path: Path) -> None:
@@ -118,6 +120,9 @@ def test_policies_of_the_wrong_type(tiny: str) -> None:
 
 def test_bench_mistakes(run: Run, tiny: str, tmp_path: Path) -> None:
     check(run("bench", "-m", tiny, "--workloads", "cod"), "did you mean 'code'")
+    check(run("bench", "-m", tiny, "--workloads", ""), "workloads: none given; all, code")
+    check(run("bench", "-m", tiny, "--sizes", "pocket,1b"), "sizes: '1b' is unknown; pocket, 100m, 500m are allowed")
+    check(run("bench", "-m", tiny, "--drafters", "-ngram"), "'ngram' cannot be left out of none; name some, or all")
     check(run("bench", "-m", tiny, "--limit", "0"), "limit: 0 is not allowed")
     check(run("bench", "-m", tiny, "--repeats", "0"), "repeats: 0 is not allowed")
     check(run("bench", "-m", tiny, "--resume", str(tmp_path / "missing.json")), "is no benchmark report")
