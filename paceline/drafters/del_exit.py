@@ -124,8 +124,13 @@ class Del(SelfDraft):
         self._first = self.taps.index(first)
         return target
 
+    @property
+    def longest(self) -> int:
+        """The longest draft that can come up."""
+        return min(self.length or self._model.spare, self._model.context)
+
     def begin(self, sequence: Sequence) -> None:
-        sequence.drafts = Watch(np.zeros(len(self.taps)), self._first, self.length or self._model.spare)
+        sequence.drafts = Watch(np.zeros(len(self.taps)), self._first, self.longest)
 
     def end(self, sequence: Sequence) -> None:
         sequence.drafts = None
@@ -163,7 +168,7 @@ class Del(SelfDraft):
     def _count(self, watch: Watch, matches: np.ndarray, nodes: int) -> None:
         watch.matches = self.memory * watch.matches + matches
         watch.seen = self.memory * watch.seen + nodes
-        most = self.length or self._model.spare
-        gain = tokens_per_layer(watch.matches / watch.seen, np.array(self.taps), self._model.num_layers, most)
+        alpha = watch.matches / watch.seen
+        gain = tokens_per_layer(alpha, np.array(self.taps), self._model.num_layers, self.longest)
         layer, length = np.unravel_index(gain.argmax(), gain.shape)
         watch.layer, watch.most = int(layer), int(length)

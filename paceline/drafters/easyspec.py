@@ -70,7 +70,8 @@ class EasySpec(DraftModel):
         if self.group < 1 or self.exact < 0:
             wrong = f"group={self.group}" if self.group < 1 else f"exact={self.exact}"
             raise BadRequest(f"easyspec({wrong}): group of at least 1 and exact of at least 0 are needed")
-        self._view = Grouped(self.group, frozenset(range(self.exact)))
+        if self.model is None and self.dtype is not None:
+            raise BadRequest(f"easyspec(dtype={self.dtype!r}): it is of a draft model; name one with model=")
 
     def attach(self, target: CausalModel) -> None:
         super().attach(target)
@@ -80,6 +81,7 @@ class EasySpec(DraftModel):
                 f"easyspec(exact={self.exact}): {self._model.name} has {self._model.num_layers} layers; "
                 "at most as many can be exact"
             )
+        self._view = Grouped(self.group, frozenset(range(self.exact)))
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         super().commit(outcomes)

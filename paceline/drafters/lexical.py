@@ -79,7 +79,7 @@ class LexicalUnits(Iterated):
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
         trees = []
         for sequence, limits in zip(sequences, budget, strict=True):
-            chain = [*sequence.drafts, *[self._token] * self.pads]
+            chain = [*sequence.drafts, *[self._token] * min(self.pads, *limits)]
             trees.append(TokenTree.chain(sequence.tokens[-1], chain[: min(limits)]))
         return trees
 

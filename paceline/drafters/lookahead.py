@@ -41,6 +41,9 @@ from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 
+#: Largest window, n-gram and number of guesses: far more than any pass has room for.
+GREATEST = 1000
+
 
 class Pool:
     """For every token the continuations that were seen last, at most `guesses` of them."""
@@ -132,8 +135,8 @@ class Lookahead(Drafter):
     def __post_init__(self) -> None:
         for name, least in (("window", 1), ("ngram", 3), ("guesses", 0)):
             value = getattr(self, name)
-            if value < least:
-                raise BadRequest(f"lookahead({name}={value}): an integer of at least {least} is needed")
+            if not least <= value <= GREATEST:
+                raise BadRequest(f"lookahead({name}={value}): an integer from {least} to {GREATEST} is needed")
         if self.nodes is not None and self.nodes < 1:
             raise BadRequest(f"lookahead(nodes={self.nodes}): an integer of at least 1 is needed")
         self._most = self.nodes or 1

@@ -35,6 +35,9 @@ PLACES, REACH = 8, 32
 #: Chance that a copied token is right, by the class of agreement.
 ODDS = (0.25, 0.5, 0.6, 0.65, 0.75, 0.85, 0.92)
 
+#: Longest n-gram that may be looked up: each length is indexed on its own.
+LONGEST = 256
+
 
 class Index:
     """The places of every n-gram of a growing text, for n from `low` to `high`."""
@@ -134,6 +137,8 @@ class NGram(SequenceDrafter):
         for name in ("max_ngram", "min_ngram", "length", "candidates"):
             if (value := getattr(self, name)) < 1:
                 raise BadRequest(f"ngram({name}={value}): an integer of at least 1 is needed")
+        if self.max_ngram > LONGEST:
+            raise BadRequest(f"ngram(max_ngram={self.max_ngram}): at most {LONGEST} is allowed")
         if self.min_ngram > self.max_ngram:
             raise BadRequest(f"ngram(min_ngram={self.min_ngram}): at most max_ngram={self.max_ngram} is allowed")
         if self.free is not None and self.free < 0:

@@ -98,6 +98,8 @@ class Rapid(DraftModel):
         super().__post_init__()
         if self.tree is not None:
             raise BadRequest(f"rapid(tree={self.tree!s}): it drafts a chain; leave it out")
+        if self.model is None and self.dtype is not None:
+            raise BadRequest(f"rapid(dtype={self.dtype!r}): it is of a draft model; name one with model=")
         for name in ("chunk", "query", "retrieved"):
             if getattr(self, name) < 1:
                 raise BadRequest(f"rapid({name}={getattr(self, name)}): an integer of at least 1 is needed")

@@ -52,6 +52,8 @@ ORDERS, PLACES, REACH = (8, 4, 2, 1), 16, 32
 WEIGHT, RECENT, OWN = 2.0, 1.5, 8.0
 #: Chance that the next token is among the guesses, by the class of agreement that the best of them rests on.
 ODDS = (0.4, 0.55, 0.65, 0.72, 0.85, 0.92, 0.98)
+#: Most tokens of past outputs that may be remembered: five gigabytes.
+MOST = 10**8
 #: Stands between past outputs; no token.
 BREAK = -1
 
@@ -233,6 +235,7 @@ class Suffix(SequenceDrafter):
     tree: bool = True
     shape: str = field(init=False, repr=False)
     _spare: int = field(init=False, repr=False, default=0)
+    _context: int = field(init=False, repr=False, default=0)
     _past: list[History] = field(init=False, repr=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -240,6 +243,8 @@ class Suffix(SequenceDrafter):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise BadRequest(f"suffix({name}={value}): an integer of at least {least} is needed")
+        if self.memory > MOST:
+            raise BadRequest(f"suffix(memory={self.memory}): at most {MOST} tokens can be remembered")
         if not self.factor > 0:
             raise BadRequest(f"suffix(factor={self.factor}): a number above 0 is needed")
         if not 0 <= self.confidence <= 1:
@@ -247,10 +252,11 @@ class Suffix(SequenceDrafter):
         self.shape = "tree" if self.tree else "chain"
 
     def attach(self, target: CausalModel) -> None:
-        self._spare = target.spare
+        self._spare, self._context = target.spare, target.context
 
     def begin(self, sequence: Sequence) -> None:
-        sequence.drafts = Notes(History(len(sequence.tokens) + sequence.remaining))
+        # Who wants all that fits asks for more tokens than any text can have.
+        sequence.drafts = Notes(History(min(len(sequence.tokens) + sequence.remaining, self._context)))
         sequence.drafts.history.extend(sequence.tokens)
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:

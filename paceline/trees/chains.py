@@ -45,5 +45,5 @@ class Chains(StaticTree):
 
     def plan(self, nodes: int, depth: int) -> Plan:
         length = min(depth, self.length or depth, -(-nodes // self.count))
-        paths = (((rank,) + (0,) * level) for level in range(length) for rank in range(self.count))
+        paths = (((rank,) + (0,) * level) for level in range(length) for rank in range(min(self.count, nodes)))
         return planned(tuple(paths), nodes, depth)

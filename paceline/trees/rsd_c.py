@@ -58,6 +58,6 @@ def _paths(branches: tuple[int, ...], nodes: int) -> tuple[tuple[int, ...], ...]
     paths: list[tuple[int, ...]] = []
     level: list[tuple[int, ...]] = [()]
     for width in branches:
-        level = [(*path, rank) for path, rank in product(level, range(width))][:nodes]
+        level = [(*path, rank) for path, rank in product(level, range(min(width, nodes)))][:nodes]
         paths += level
     return tuple(paths)

@@ -139,7 +139,10 @@ def read_table(table: Any, vocabulary: int, neighbours: int) -> torch.Tensor:
             table = np.load(Path(table).expanduser(), allow_pickle=False)
         except (OSError, ValueError) as error:
             raise BadRequest(f"lantern: table {table!r} cannot be read: {error}") from error
-    found = torch.as_tensor(table)
+    try:
+        found = torch.as_tensor(table)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise BadRequest(f"lantern: table {table!r:.80} is no array: {error}") from error
     if found.is_floating_point() or found.ndim != 2 or len(found) != vocabulary or found.shape[1] < neighbours:
         raise BadRequest(
             f"lantern: a table of shape {tuple(found.shape)}, {found.dtype}; integers of shape "

@@ -22,6 +22,7 @@ Paper: Chen et al., "Long-Context Inference with Retrieval-Augmented Speculative
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,8 +67,8 @@ class KnowledgeTransfer(SiblingVerifier):
     choices = frozenset({"sampled"})
 
     def __post_init__(self) -> None:
-        if not self.eta >= 0:
-            raise BadRequest(f"rapid(eta={self.eta}): a number of at least 0 is needed")
+        if not 0 <= self.eta < math.inf:
+            raise BadRequest(f"rapid(eta={self.eta}): a finite number of at least 0 is needed")
         if not 0 <= self.mask <= 1:
             raise BadRequest(f"rapid(mask={self.mask}): a number from 0 to 1 is needed")
         if self.mode not in MODES:

@@ -73,6 +73,16 @@ def test_texts_are_those_of_plain_decoding(name: str) -> None:
         assert stats.tokens == len(text)
 
 
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_limit_beyond_the_context_fills_the_context(name: str) -> None:
+    target = engine()
+    [sequence] = submit(target, [0, 1], drafter=DRAFTERS[name](), max_new_tokens=10**12, ignore_eos=True)
+    while target.decoder.busy:
+        target.decoder.step()
+    assert (sequence.error, sequence.finish_reason) == (None, "length")
+    assert len(sequence.tokens) == 41  # the last token has no key
+
+
 KNOBS = [
     (method, name)
     for method in (*registry.methods("drafter"), *registry.methods("view"))

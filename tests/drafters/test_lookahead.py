@@ -164,10 +164,12 @@ def test_candidates_and_root_do_not_see_the_window() -> None:
 # -- knobs and texts ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("knobs", [{"window": 0}, {"ngram": 2}, {"guesses": -1}, {"nodes": 0}])
+@pytest.mark.parametrize(
+    "knobs", [{"window": 0}, {"window": 10**9}, {"ngram": 2}, {"ngram": 10**9}, {"guesses": -1}, {"nodes": 0}]
+)
 def test_knobs_are_checked(knobs: dict[str, int]) -> None:
     (name, value), *_ = knobs.items()
-    with pytest.raises(BadRequest, match=rf"lookahead\({name}={value}\): an integer of at least"):
+    with pytest.raises(BadRequest, match=rf"lookahead\({name}={value}\): an integer (of at least|from) "):
         Lookahead(**knobs)
 
 

@@ -180,6 +180,7 @@ def test_more_candidates_make_it_a_tree() -> None:
     ("knobs", "message"),
     [
         ({"max_ngram": 0}, "max_ngram=0"),
+        ({"max_ngram": 10**9}, "at most 256 is allowed"),
         ({"min_ngram": 0}, "min_ngram=0"),
         ({"length": 0}, "length=0"),
         ({"candidates": 0}, "candidates=0"),

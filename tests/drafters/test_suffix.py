@@ -186,7 +186,7 @@ def test_a_step_is_quick_at_ten_thousand_tokens() -> None:
     generator = random.Random(2)
     phrases = [[generator.randrange(2000) for _ in range(12)] for _ in range(60)]
     drafter = Suffix()
-    drafter.attach(SimpleNamespace(spare=5))  # type: ignore[arg-type]
+    drafter.attach(SimpleNamespace(spare=5, context=20_000))  # type: ignore[arg-type]
     sequence = begun(drafter, [token for _ in range(840) for token in generator.choice(phrases)])
     spent = []
     for _ in range(60):
@@ -206,6 +206,7 @@ def test_a_step_is_quick_at_ten_thousand_tokens() -> None:
         ({"depth": 0}, "depth=0"),
         ({"free": -1}, "free=-1"),
         ({"memory": -1}, "memory=-1"),
+        ({"memory": 10**9}, "at most 100000000"),
         ({"factor": 0.0}, "above 0"),
         ({"confidence": 1.5}, "from 0 to 1"),
     ],

@@ -19,8 +19,10 @@ from paceline.errors import BadRequest
 from paceline.testing import TabularModel
 from paceline.testing.tabular import Table
 from paceline.tree import TokenTree
+from paceline.trees.chains import Chains
 from paceline.trees.dyspec import DySpec
 from paceline.trees.fixed import FixedTree
+from paceline.trees.rsd_c import ConstantBranching
 from paceline.trees.rsd_s import StochasticBeams, truncated_gumbel
 from paceline.trees.sequoia import ACCEPTANCE, WEIGHT, Sequoia, best_plan, expected_tokens
 from paceline.trees.specdec import SpecDec
@@ -136,6 +138,11 @@ def test_the_published_tree() -> None:
     assert [len(plan[0]), len(plan[1])] == [4, 3]
     assert tree.plan(3, 5) == ((1,), (2,), (3,), ())
     assert len(tree.plan(25, 2)) == 1 + 4 + 8
+
+
+def test_more_children_than_nodes_are_a_node_each() -> None:
+    for tree in (Chains(count=10**12), ConstantBranching(f"{10**12}")):
+        assert tree.plan(3, 5) == ((1, 2, 3), (), (), ())
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ def test_distances_of_the_embedding() -> None:
         ({"neighbours": 3, "table": TABLE + 1}, "ids from 1 to 4"),
         ({"neighbours": 3, "table": np.argsort(TABLE * 0)[:, :3] * 0}, "its own neighbours"),
         ({"neighbours": 3, "table": "no such file.npy"}, "cannot be read"),
+        ({"neighbours": 3, "table": object()}, "is no array"),
     ],
 )
 def test_what_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:

@@ -144,8 +144,9 @@ def test_the_plan_names_the_loss_and_what_cannot_be_judged() -> None:
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
-        ({"eta": -0.1}, r"rapid\(eta=-0.1\): a number of at least 0"),
+        ({"eta": -0.1}, r"rapid\(eta=-0.1\): a finite number of at least 0"),
         ({"eta": math.nan}, "eta=nan"),
+        ({"eta": math.inf}, r"rapid\(eta=inf\): a finite number of at least 0"),
         ({"mask": 1.5}, "mask=1.5"),
         ({"mode": "both"}, "'policy' or 'paper'"),
     ],
