@@ -37,13 +37,14 @@ def build(
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     from paceline import datastore
-    from paceline.datastore.texts import documents, find_files
+    from paceline.datastore.texts import LARGEST, documents, find_files
     from paceline.models.loading import load_tokenizer
 
     tokenizer = load_tokenizer(None, model, trust_remote_code)
     found = find_files(files, pattern)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
         reading = bars.add_task("tokenizing", total=max(1, sum(file.stat().st_size for file in found)))
         sorting = bars.add_task("sorting", total=1.0)
         texts = documents(found, tokenizer, lambda file: bars.advance(reading, file.stat().st_size))
@@ -58,6 +59,9 @@ def build(
             progress=lambda share: bars.update(sorting, completed=share),
         )
     typer.echo(f"{out}: {meta.tokens:,} tokens of {meta.documents:,} documents")
+    if skipped := len(found) - meta.documents:
+        why = f"no UTF-8 text in them, or more than {LARGEST / 1e6:.0f} MB"
+        typer.secho(f"left out: {skipped:,} of {len(found):,} files: {why}", fg="yellow", err=True)
 
 
 @app.command("info")
@@ -75,5 +79,5 @@ def info(
     meta = store.meta
     typer.echo(f"tokens       {meta.tokens:,}")
     typer.echo(f"documents    {meta.documents:,}")
-    typer.echo(f"on disk      {store.nbytes / 2**20:,.1f} MiB")
+    typer.echo(f"on disk      {store.nbytes / 1e6:,.1f} MB")
     typer.echo(f"tokenizer    {meta.model or 'not named'}, {meta.vocabulary:,} tokens, {meta.fingerprint or 'unknown'}")

@@ -123,7 +123,11 @@ def evaluate(
             raise BadRequest(f"{name}: there is no {str(path)!r}; `paceline train lm` makes one")
     kind = pick_dtype(dtype, pick_device("cpu"))
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
-    texts = unpack(work / "validation.bin", tokenizer)
+    # Another model may be compared on these texts; only the tokenizer that packed them can read them.
+    packer = work / "tokenizer"
+    texts = unpack(
+        work / "validation.bin", PreTrainedTokenizerFast.from_pretrained(packer) if packer.is_dir() else tokenizer
+    )
     typer.echo(f"{len(texts)} documents, {size(texts) / 1e6:.2f} MB")
     loaded = AutoModelForCausalLM.from_pretrained(model, dtype=kind).eval()
     found = f"{model_bits_per_byte(loaded, tokenizer, texts):.3f} bits per byte"

@@ -17,9 +17,11 @@ def test_build_info_and_use(run: Run, tiny: str, tmp_path: Path) -> None:
     written = engine.generate("class Stack:", max_new_tokens=40, ignore_eos=True)
     (texts / "a.py").write_text("class Stack:" + written.text)
     (texts / "b.txt").write_text("left out")
+    (texts / "c.py").write_bytes(b"\xff")
     built = run("datastore", "build", str(out), str(texts), "-m", tiny, "--pattern", "*.py")
     assert built.exit_code == 0
     assert "1 documents" in built.stdout
+    assert built.stderr == "left out: 1 of 2 files: no UTF-8 text in them, or more than 17 MB\n"
     meta = json.loads(run("datastore", "info", str(out), "--json").stdout)
     assert meta["documents"] == 1
     assert meta["tokens"] > 10

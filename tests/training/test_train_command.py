@@ -94,6 +94,9 @@ def test_evaluate(corpus: Path, tmp_path: Path) -> None:
     halved = CliRunner().invoke(app, ["train", "evaluate", str(out), "--work", str(work), "--dtype", "bfloat16"])
     bits = [float(result.stdout.splitlines()[1].split()[1]) for result in (exact, halved)]
     assert bits[0] == pytest.approx(bits[1], abs=0.01)
+    other = CliRunner().invoke(app, ["train", "evaluate", "pocket-code", "--work", str(work)])
+    assert other.exit_code == 0, other.output
+    assert [*other.stdout.splitlines()[::2], other.stdout.splitlines()[3]] == [lines[0], lines[2], lines[3]]
     wrong = CliRunner().invoke(app, ["train", "evaluate", str(work), "--work", str(work)])
     assert wrong.exit_code == 2
     assert "model: there is no" in wrong.stderr
