@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,10 @@ def test_the_table_of_methods_is_current() -> None:
 
 def test_the_worked_method_is_a_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file that `adding-a-method.md` builds registers, drafts, and leaves the text unchanged."""
-    (tmp_path / "bigram_example.py").write_text(blocks("docs/adding-a-method.md")[0])
+    file = tmp_path / "bigram_example.py"
+    file.write_text(blocks("docs/adding-a-method.md")[0])
+    style = [sys.executable, "-m", "ruff", "check", "--quiet", "--config", str(ROOT / "pyproject.toml"), str(file)]
+    assert subprocess.run(style, check=False).returncode == 0
     monkeypatch.syspath_prepend(tmp_path)
     registry.load()
     monkeypatch.setattr(registry, "_methods", dict(registry._methods))
