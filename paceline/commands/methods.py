@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,23 +21,54 @@ COLOURS = {"lossless": "green", "greedy": "cyan", "lossy": "yellow", "defines": 
 
 
 def methods(
+    name: Annotated[str | None, typer.Argument(help="Show this method alone, with its options.")] = None,
     kind: Annotated[str | None, typer.Option("--kind", help="drafter, policy, tree, verifier or view.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:
-    """List every method: what it does, what it guarantees, what it needs, where it comes from."""
+    """List every method: what it does, what it guarantees, what it needs, where it comes from.
+
+    With a NAME, say what its options are and what they mean.
+    """
+    if as_json and as_markdown:
+        raise BadRequest("markdown: there is --json too; give one of them")
     if kind is not None and kind not in KINDS:
         raise BadRequest(f"kind: {kind!r} is unknown; {', '.join(KINDS)} are allowed")
     o.hush()
     from paceline import registry
 
-    found = registry.methods(kind)
+    every = registry.methods(kind)
+    found = every if name is None else [m for m in every if m.name == name]
+    if not found:
+        raise BadRequest(f"{kind or 'method'} {registry.suggest(str(name), sorted({m.name for m in every}))}")
     if as_json:
         typer.echo(json.dumps([_record(m) for m in found], indent=1, ensure_ascii=False))
     elif as_markdown:
         typer.echo(markdown(found))
+    elif name is not None:
+        typer.echo("\n\n".join(described(m) for m in found))
     else:
         _print(found)
+
+
+def described(found: Method) -> str:
+    """A method with the defaults and the meaning of its options, and where it comes from."""
+    promise = found.guarantee.value + (f" ({found.knob})" if found.knob else "")
+    about = inspect.getdoc(found.cls) or ""
+    source = f"{found.paper}, {found.year}."
+    return "\n\n".join((f"{found.kind}, {promise}: {found.summary}", spelled(found), about, source))
+
+
+def spelled(found: Method) -> str:
+    """The spec that names every option with its default; `...` where there is none."""
+    from paceline.specs import Spec
+
+    defaults: dict[str, object] = {}
+    for field in dataclasses.fields(found.cls):
+        if field.init:
+            default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+            defaults[field.name] = "..." if default is dataclasses.MISSING else default
+    return str(Spec(found.name, (), defaults))
 
 
 def markdown(found: list[Method]) -> str:
@@ -53,6 +86,7 @@ def _record(method: Method) -> dict[str, Any]:
         "kind": method.kind,
         "guarantee": method.guarantee.value,
         "needs": sorted(method.needs),
+        "options": spelled(method),
         "paper": method.paper,
         "year": method.year,
         "summary": method.summary,
@@ -79,3 +113,4 @@ def _print(found: list[Method]) -> None:
         table.add_row()
     Console(highlight=False).print(table)
     typer.echo("Choose a method by its name or with options: --drafter 'draft(length=4)'.")
+    typer.echo("`paceline methods NAME` says what a method's options are.")

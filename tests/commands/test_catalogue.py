@@ -10,13 +10,14 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from paceline import __version__
+from paceline import __version__, registry
 from paceline.commands.guard import Guarded
+from paceline.commands.methods import spelled
 from paceline.errors import BadRequest, ModelError, Unsupported
 
 from .conftest import Run
 
-FIELDS = {"name", "kind", "guarantee", "needs", "paper", "year", "summary"}
+FIELDS = {"name", "kind", "guarantee", "needs", "options", "paper", "year", "summary"}
 
 
 def test_methods_as_json(run: Run) -> None:
@@ -32,6 +33,24 @@ def test_methods_as_a_table(run: Run) -> None:
     assert result.exit_code == 0
     for word in ("ngram", "coupled", "temperature", "lossless"):
         assert word in result.stdout
+
+
+def test_a_method_is_shown_with_its_options(run: Run) -> None:
+    shown = run("methods", "ngram").stdout
+    assert "ngram(max_ngram=4, min_ngram=1, length=16," in shown
+    assert "length: most tokens of a draft." in shown
+    assert "rest(datastore=...," in run("methods", "rest").stdout
+    both = [line.split(",")[0] for line in run("methods", "sequoia").stdout.splitlines() if "lossless:" in line]
+    assert both == ["tree", "verifier"]
+
+
+def test_the_options_shown_build_the_default_method() -> None:
+    for found in registry.methods():
+        # Lists of token ids have no place in a spec.
+        if not registry.required(found) and "()" not in spelled(found):
+            built, default = registry.build(found.kind, spelled(found)), found.cls()
+            for name in registry.fields(found):
+                assert str(getattr(built, name)) == str(getattr(default, name))
 
 
 def test_explain_prints_the_plan_or_the_reason(run: Run, tiny: str) -> None:

@@ -143,3 +143,5 @@ def test_bench_mistakes(run: Run, tiny: str, tmp_path: Path) -> None:
     check(run("bench", "-m", tiny, "--workloads", "gsm8k"), "does not ship with Paceline")
     check(run("bench", "-m", tiny, "--drafters", "nope", "--workloads", "code"), "drafter 'nope' is unknown")
     check(run("methods", "--kind", "drafters"), "kind: 'drafters' is unknown")
+    check(run("methods", "ngarm"), "method 'ngarm' is unknown; did you mean 'ngram'?")
+    check(run("methods", "--json", "--markdown"), "markdown: there is --json too; give one of them")

@@ -42,6 +42,7 @@ TRUNCATIONS = [TopK(3), TopP(0.75), MinP(0.3), Typical(0.5), Epsilon(0.2), Eta(0
         (Typical(0.5), [0, 1]),
         (Typical(0.8), [0, 1, 2]),
         (Epsilon(0.2), [0, 1]),
+        (Epsilon(0.25), [0, 1]),  # as likely as the cutoff: stays
         (Epsilon(0.9), [0]),
         (Eta(0.2), [0, 1]),  # the cut is sqrt(0.2) exp(-1.213) = 0.133
         (Eta(0.15), [0, 1, 2, 3]),  # 0.115
