@@ -28,6 +28,7 @@ def explain(
     allow_pickle: o.Pickle = False,
 ) -> None:
     """Print what a combination of parts would do, or the sentence saying why it cannot."""
+    o.note_greedy(temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     expected = o.prediction(prediction)
     engine = o.load_engine(
         model,

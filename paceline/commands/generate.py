@@ -52,6 +52,7 @@ def generate(
     """Continue a prompt and print the text as it is generated."""
     if show_drafts and (as_json or n > 1):
         raise BadRequest("show-drafts: colours one text as it is written; leave out --json and --n")
+    o.note_greedy(temperature, top_k=top_k, top_p=top_p, min_p=min_p, n=n > 1)
     text = o.read_prompt(prompt, file)
     expected = o.prediction(prediction)
     engine = o.load_engine(

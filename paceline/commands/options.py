@@ -74,6 +74,15 @@ def policies(top_k: int | None, top_p: float | None, min_p: float | None, specs:
     return chosen
 
 
+def note_greedy(temperature: float, **given: object) -> None:
+    """Say on standard error which options have no effect because nothing is drawn at temperature 0."""
+    idle = [f"--{name.replace('_', '-')}" for name, value in given.items() if value]
+    if temperature == 0 and idle:
+        typer.secho(
+            f"note: greedy decoding leaves {', '.join(idle)} without effect; see --temperature", dim=True, err=True
+        )
+
+
 def read_prompt(prompt: str | None, file: str | None) -> str:
     """The prompt's text from the argument, a file, or standard input. Raises `BadRequest`."""
     import sys

@@ -42,6 +42,15 @@ def test_line_ends_of_a_prompt_stay_as_they_are(run: Run, tiny: str, tmp_path: P
     assert run("generate", "--echo", "-m", tiny, *FAST, stdin=b"a = 1\r\nb = 2\r").stdout_bytes == shown
 
 
+def test_options_of_sampling_without_effect_are_named(run: Run, tiny: str) -> None:
+    said = run("generate", TEXT, "-m", tiny, "--top-p", "0.9", "--n", "2", *FAST).stderr
+    assert said == "note: greedy decoding leaves --top-p, --n without effect; see --temperature\n"
+    assert run("generate", TEXT, "-m", tiny, "--top-p", "0.9", "-t", "0.5", *FAST).stderr == ""
+    assert run("explain", "-m", tiny, "--min-p", "0.1").stderr.startswith(
+        "note: greedy decoding leaves --min-p without"
+    )
+
+
 def test_json_has_text_tokens_reason_and_stats(run: Run, tiny: str, expected: str) -> None:
     found = json.loads(run("generate", TEXT, "-m", tiny, "--json", "--logprobs", "2", *FAST).stdout)
     assert found["text"] == expected
