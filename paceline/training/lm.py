@@ -145,6 +145,8 @@ class Trainer:
             self.save()
             bits = self.validate()
             reporter.validated(self.step, bits)
+            if self.stopping:
+                reporter.stopped(self.step)
         return bits
 
     @property

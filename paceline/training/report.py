@@ -49,3 +49,7 @@ class Reporter:
     def validated(self, step: int, bits: float) -> None:
         """Report a validation result."""
         self.console.print(f"step {step}  validation {bits:.4f} bits per byte", highlight=False, soft_wrap=True)
+
+    def stopped(self, step: int) -> None:
+        """Say that a signal ended the run before its budget did."""
+        self.console.print(f"stopped after step {step}; --resume goes on", style="yellow", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 from pathlib import Path
@@ -79,7 +80,9 @@ def test_sigterm_leaves_a_usable_checkpoint(
 
     monkeypatch.setattr(run, "train_step", step_then_terminate)
     handler = signal.getsignal(signal.SIGTERM)
-    run.run(Reporter(QUIET))
+    said = io.StringIO()
+    run.run(Reporter(Console(file=said)))
+    assert said.getvalue().endswith("stopped after step 1; --resume goes on\n")
     assert signal.getsignal(signal.SIGTERM) is handler
     again = trainer(work, tmp_path, tokenizer)
     again.resume()
