@@ -54,6 +54,7 @@ def test_spec_strings_are_read(text: str, expected: Spec) -> None:
         ("a(1 2)", "',' or ')' is expected before '2'"),
         ("a(,)", "a value is missing"),
         ("a(b=)", "a value is missing"),
+        ("a(b=", "a value is missing"),
         ("a(b=1, 2)", "the bare value 2 follows a named option; name it"),
         ("a(b=1, b=2)", "option 'b' is given twice"),
         ("a(b='x)", 'cannot read "\'x)"'),

@@ -192,6 +192,7 @@ def test_more_candidates_make_it_a_tree() -> None:
 def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         NGram(**knobs)
+    assert NGram(min_ngram=4).max_ngram == 4, "one length alone is allowed"
 
 
 # -- texts ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from paceline.testing import TabularModel, autoregressive, decoded, distance, ra
 from paceline.testing.laws import Decoded
 from paceline.testing.running import finish, submit
 from paceline.testing.tabular import Table
+from paceline.tree import TokenTree
 from paceline.verifiers.rejection import Rejection
 from paceline.verifiers.siblings import Laws
 from tests.drafters.support import PROMPTS, engine_of, generated, llama, results, start
@@ -163,6 +165,21 @@ def test_a_late_token_is_tried_in_an_ensemble_too() -> None:
     result = decoded(engine, PROMPT, 3, make, Rejection(), sampled)
     assert result.drafted == pytest.approx(0.7, abs=1e-9)
     assert distance(result.law, autoregressive(engine.model, sampled, PROMPT, 3)) < 1e-9
+
+
+def test_only_the_member_whose_tree_was_scored_adds_a_late_token() -> None:
+    turns = Turns("none", "none")
+    drawn = replace(TokenTree.chain(1, [2]), late=(3, Q.log()))
+    sequence: Any = SimpleNamespace(drafts=turns.shared())
+    for own, scored, wanted in (
+        (drawn, drawn, (3, Q.log())),
+        (drawn, TokenTree.chain(1, [2]), None),
+        (None, TokenTree.chain(1, [2]), None),
+        (TokenTree.chain(1, []), TokenTree.empty(1), (3, Q.log())),
+    ):
+        sequence.drafts.trees[1] = own
+        turns.members[1].late = lambda sequence, tree: drawn  # type: ignore[method-assign]
+        assert str(turns.late(sequence, scored).late) == str(wanted)
 
 
 # -- what a round costs ---------------------------------------------------------------------------------------

@@ -84,6 +84,16 @@ def test_the_threshold_lies_between_accepted_and_refused() -> None:
     assert watch.least == pytest.approx((0.3 + 0.9) / 2)
 
 
+def test_a_draft_is_at_most_as_long_as_asked_and_as_the_context() -> None:
+    for length, most in ((3, 3), (10**9, 192)):
+        drafter = Del(length=length)
+        engine = engine_of("module", drafter)
+        sequence = start(engine, PROMPTS[0], max_new_tokens=20, ignore_eos=True)
+        engine.decoder.step()
+        drafter._count(sequence.drafts, np.full(len(drafter.taps), 10**6), 10**6)
+        assert sequence.drafts.most == most
+
+
 def test_it_stops_drafting_where_nothing_helps() -> None:
     drafter = Del(layer=1, length=4)
     engine = engine_of("module", drafter)

@@ -115,7 +115,7 @@ def test_a_draft_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPa
         (lambda: EarlyExit(length=0), "length=0"),
         (lambda: EarlyExit(confidence=1.5), "from 0 to 1"),
         (lambda: engine_of("module", "early_exit(0)"), "early_exit.layer=0.*1 to 4 can draft"),
-        (lambda: engine_of("module", "early_exit(5)"), "early_exit.layer=5.*5 layers"),
+        (lambda: engine_of("module", "early_exit(5)"), "early_exit.layer=5.*5 layers; 1 to 4 can draft"),
         (lambda: Quantised(bits=3), "quantised.bits=3.*8 or 4"),
         (lambda: Quantised(length=0), "quantised.length=0"),
     ],
