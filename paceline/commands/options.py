@@ -93,9 +93,13 @@ def read_prompt(prompt: str | None, file: str | None) -> str:
         return read_text("prompt", file)
     if prompt is not None and prompt != "-":
         return _decoded("prompt", "the argument", prompt.encode("utf-8", "surrogateescape"))
-    if sys.stdin.isatty():
+    if sys.stdin is None or sys.stdin.isatty():  # none: the shell closed it
         raise BadRequest("prompt: none given; write it after the command, use --file, or pipe it in")
-    return _decoded("prompt", "standard input", sys.stdin.buffer.read())
+    try:
+        found = sys.stdin.buffer.read()
+    except OSError as error:
+        raise BadRequest(f"prompt: standard input cannot be read: {error}; UTF-8 text is needed") from error
+    return _decoded("prompt", "standard input", found)
 
 
 def read_text(name: str, file: str) -> str:

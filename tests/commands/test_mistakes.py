@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from paceline import Engine
+from paceline.commands.options import read_prompt
 from paceline.errors import BadRequest
 
 from .conftest import Run, save
@@ -70,6 +71,12 @@ def test_a_prompt_that_cannot_be_read(run: Run, tmp_path: Path) -> None:
     check(run("generate", "--file", str(tmp_path / "bytes")), "cannot be read")
     check(run("generate", stdin=b"caf\xe9"), "standard input cannot be read")
     check(run("generate", "caf\udce9"), "the argument cannot be read")
+
+
+def test_no_prompt_and_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(BadRequest, match="prompt: none given"):
+        read_prompt(None, None)
 
 
 def test_models_that_are_none(run: Run, tmp_path: Path) -> None:
