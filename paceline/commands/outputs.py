@@ -83,7 +83,8 @@ class Outputs:
 def _markdown(report: Report, path: Path) -> None:
     """The page, and its pictures under names that begin with its own."""
     from paceline.evaluation.figures import pictures, png
-    from paceline.evaluation.tables import boards, markdown
+    from paceline.evaluation.markdown import markdown
+    from paceline.evaluation.tables import boards
 
     found: dict[str, list[tuple[str, str]]] = {}
     for board in boards(report):
@@ -98,6 +99,7 @@ def show(report: Report, console: Console) -> None:
     """Tables and notes in the terminal."""
     from rich.text import Text
 
+    from paceline.evaluation import sentences as say
     from paceline.evaluation import tables as t
 
     arranged = t.boards(report)
@@ -107,14 +109,14 @@ def show(report: Report, console: Console) -> None:
             _table(section, console)
     rows = [row for board in arranged for row in board.rows]
     for note in (
-        t.machine(report),
-        t.mode_note(report),
-        *t.SHORT_NOTES,
-        *t.differences(report, rows),
-        *t.left_out(report),
+        say.machine(report),
+        say.mode_note(report),
+        *say.SHORT_NOTES,
+        *say.differences(report, rows),
+        *say.left_out(report),
     ):
         console.print(Text(note, "dim"))
-    for sentence in t.missing(report):
+    for sentence in say.missing(report):
         console.print(Text(sentence, "yellow"))
 
 
@@ -123,11 +125,12 @@ def _table(section: Section, console: Console) -> None:
     from rich.text import Text
 
     from paceline.evaluation import own
+    from paceline.evaluation import sentences as say
     from paceline.evaluation import tables as t
 
     report = section.board.report
     speed = f"at {report.modes.bandwidths[section.mode] / 1e9:.0f} GB/s, bound {section.bound:.0f}"
-    title = Text(f"{section.board.info.label} · {t.title_of(section)}", "bold")
+    title = Text(f"{section.board.info.label} · {say.title_of(section)}", "bold")
     title.append(f"  {speed}, {section.loops:.0%} loops", "dim")
     table = Table(title=title, title_justify="left", box=None, header_style="dim", pad_edge=False, padding=(0, 1))
     table.add_column("method", no_wrap=True)

@@ -8,30 +8,21 @@ from html import escape
 from paceline.evaluation import own, peers
 from paceline.evaluation.figures import pictures, svg
 from paceline.evaluation.report import Report
-from paceline.evaluation.summary import PEER_BEST, PEER_PLAIN, Row
-from paceline.evaluation.tables import (
-    COLUMNS,
+from paceline.evaluation.sentences import (
     NOTES,
-    Board,
-    Section,
     about,
-    boards,
     caption,
-    choice,
     command,
     date,
     differences,
-    label,
     left_out,
     machine,
     missing,
     mode_note,
-    same_text,
-    sections,
-    times,
     title_of,
-    who,
 )
+from paceline.evaluation.summary import PEER_BEST, PEER_PLAIN, Row
+from paceline.evaluation.tables import COLUMNS, Board, Section, boards, choice, label, same_text, sections, times, who
 
 STYLE = """
 :root { --paper: #ffffff; --ink: #1f2a37; --faint: #66727f; --grid: #e6e9ed; --own: #b9d8d2; --peer: #d9dcdf;

@@ -9,8 +9,9 @@ import matplotlib
 from paceline.errors import BadRequest
 from paceline.evaluation import own
 from paceline.evaluation.report import Report
+from paceline.evaluation.sentences import machine
 from paceline.evaluation.summary import ALL, PEER_BEST, PEER_PLAIN, Row, usual_mode
-from paceline.evaluation.tables import Board, boards, choice, machine, number
+from paceline.evaluation.tables import Board, boards, choice, number
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

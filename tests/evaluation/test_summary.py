@@ -12,25 +12,15 @@ import pytest
 from paceline.errors import BadRequest
 from paceline.evaluation.equality import first_difference, repetition
 from paceline.evaluation.figures import pictures, png, svg
+from paceline.evaluation.markdown import markdown
 from paceline.evaluation.measures import acceptance, quartiles, stats_json
 from paceline.evaluation.page import html
 from paceline.evaluation.plot import draw
 from paceline.evaluation.report import Report, SizeInfo
 from paceline.evaluation.samples import Sample
+from paceline.evaluation.sentences import differences, missing, mode_note
 from paceline.evaluation.summary import ALL, OWN_PLAIN, PEER_BEST, PEER_PLAIN, Modes, compare, summarise
-from paceline.evaluation.tables import (
-    COLUMNS,
-    Section,
-    boards,
-    differences,
-    label,
-    markdown,
-    missing,
-    mode_note,
-    same_text,
-    sections,
-    who,
-)
+from paceline.evaluation.tables import COLUMNS, Section, boards, label, same_text, sections, who
 from paceline.evaluation.timing import modes, same_mode
 from paceline.requests import Stats
 
