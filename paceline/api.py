@@ -6,12 +6,11 @@ import itertools
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Sequence as Seq
 from dataclasses import replace
 from typing import Any, overload
 from weakref import WeakValueDictionary
 
-from paceline import registry
+from paceline import prompts, registry
 from paceline.chance import SeededChance
 from paceline.decoders import TreeDecoder
 from paceline.drafters.base import Drafter
@@ -19,7 +18,7 @@ from paceline.drafters.prediction import Prediction
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model, load_tokenizer
 from paceline.plan import Plan, plan
-from paceline.policies.base import Pipeline
+from paceline.policies.base import Context, Pipeline
 from paceline.requests import Event, Request, Result, Sampling
 from paceline.sequence import Sequence
 from paceline.settings import build_pipeline, settings_of
@@ -131,8 +130,8 @@ class Engine:
             Exception: what ended a single prompt's generation. In a list of prompts, a failed one is a `Result`
                 with `finish_reason == "error"` and its `error`, and harms no other.
         """
-        prompts, single = self._prompts(prompt)
-        requests = [self.request(p, sampling, **options) for p in prompts]
+        given, single = prompts.listed(prompt)
+        requests = [self.request(p, sampling, **options) for p in given]
         results = self._collect(requests)
         if single and results[0].error is not None:
             raise results[0].error
@@ -144,10 +143,10 @@ class Engine:
         Raises:
             Exception: what ended the generation.
         """
-        prompts, single = self._prompts(prompt)
+        given, single = prompts.listed(prompt)
         if not single:
             raise BadRequest("prompt: stream takes one prompt; use generate for a list")
-        request = self.request(prompts[0], sampling, **options)
+        request = self.request(given[0], sampling, **options)
         return self._stream(request)
 
     def request(
@@ -164,10 +163,9 @@ class Engine:
         settings, chosen, judge, _ = self._planned(sampling, options, drafter, verifier)
         if callback is not None and not callable(callback):
             raise BadRequest(f"callback: {callback!r:.80} is not allowed; a function that takes an event is needed")
-        self._check_ids("stop_token_ids", settings.stop_token_ids)
-        given = self._encode(prompt)
-        self._check_given(given, settings)
-        return Request([*given, *self.model.opening], settings, chosen, judge, callback, next(self._ids))
+        tokens = [*self._read(prompt, settings), *self.model.opening]
+        self._try_policies(tokens, settings)
+        return Request(tokens, settings, chosen, judge, callback, next(self._ids))
 
     def submit(self, request: Request) -> list[Sequence]:
         """Queue a request's `n` sequences in the decoder (for servers; `generate` and `stream` call it)."""
@@ -222,9 +220,8 @@ class Engine:
         """The settings with the prediction as checked token ids."""
         if settings.prediction is None:
             return settings
-        ids = self._encode(settings.prediction, "prediction", add_special_tokens=False)
-        self._check_ids("prediction", ids)
-        return replace(settings, prediction=tuple(ids))
+        ids = prompts.encoded(settings.prediction, self.tokenizer, "prediction", add_special_tokens=False)
+        return replace(settings, prediction=tuple(prompts.checked("prediction", ids, self.model.vocab_size)))
 
     def _attached(self, part: Any) -> Any:
         if isinstance(part, Verifier):
@@ -235,37 +232,15 @@ class Engine:
             part.attached = weakref.ref(self.model)
         return part
 
-    def _prompts(self, prompt: Any) -> tuple[list[Any], bool]:
-        if isinstance(prompt, str):
-            return [prompt], True
-        if isinstance(prompt, Seq) and not isinstance(prompt, bytes | bytearray):
-            if not prompt:
-                raise BadRequest("prompt: an empty list is not allowed; give token ids, or a list of prompts")
-            if all(isinstance(p, int) and not isinstance(p, bool) for p in prompt):
-                return [list(prompt)], True
-            if all(isinstance(p, str | list | tuple) for p in prompt):
-                return list(prompt), False
-        raise BadRequest(f"prompt: {prompt!r:.80} is neither a string, a list of token ids, nor a list of those")
-
-    def _encode(self, given: Any, name: str = "prompt", **options: Any) -> list[int]:
-        if not isinstance(given, str):
-            return list(given)
-        if self.tokenizer is None:
-            raise BadRequest(f"{name}: a string needs a tokenizer and this model has none; give ids or tokenizer=")
-        return list(self.tokenizer(given, **options)["input_ids"])
-
-    def _check_ids(self, name: str, tokens: Seq[int]) -> None:
-        top = self.model.vocab_size - 1
-        wrong = [t for t in tokens if isinstance(t, bool) or not isinstance(t, int) or not 0 <= t <= top]
-        if wrong:
-            raise BadRequest(f"{name}: token id {wrong[0]!r} is not allowed; ids from 0 to {top} are")
-
-    def _check_given(self, given: list[int], settings: Sampling) -> None:
-        """Raise `BadRequest` or `Unsupported` where the model cannot read a prompt, or not say what is asked of it."""
+    def _read(self, prompt: Any, settings: Sampling) -> list[int]:
+        """A prompt's ids. Raises `BadRequest` or `Unsupported`: the model cannot read it, or not do what is asked."""
         longest = self.model.longest - len(self.model.opening)
+        prompts.checked("stop_token_ids", settings.stop_token_ids, self.model.vocab_size)
+        if settings.stop and self.tokenizer is None:
+            raise BadRequest("stop: strings need a tokenizer and there is none; give stop_token_ids= or tokenizer=")
+        given = prompts.checked("prompt", prompts.encoded(prompt, self.tokenizer), self.model.vocab_size)
         if not given:
             raise BadRequest("prompt: it is empty; give at least one token")
-        self._check_ids("prompt", given)
         if len(given) > longest:
             raise BadRequest(f"prompt: {len(given)} tokens exceed the context of {longest}; shorten the prompt")
         if settings.echo and settings.logprobs is not None and "prompt_logprobs" in self.model.lacks:
@@ -273,6 +248,17 @@ class Engine:
                 f"echo=True with logprobs asks for log-probabilities of the prompt, which {self.model.name} does not "
                 f"offer: {self.model.lacks['prompt_logprobs']}; leave one of them out"
             )
+        return given
+
+    def _try_policies(self, prompt: list[int], settings: Sampling) -> None:
+        """What policies refuse once they know the vocabulary is refused before any model runs."""
+        seen = tuple(prompt[self.model.encoded(len(prompt)) :])
+        try:
+            self.pipeline(settings).start(Context(seen, self.model.vocab_size, frozenset(), self.model.device))
+        except BadRequest:
+            raise
+        except Exception:  # a fault of the policy: it ends its own sequence when that starts, and harms no other
+            return
 
     def _sequence(self, request: Request, index: int) -> Sequence:
         sampling = request.sampling

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Any
 
 from paceline.errors import BadRequest
@@ -46,11 +48,11 @@ class Sampling:
     prediction: str | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        _integer("max_new_tokens", self.max_new_tokens, 1, None)
-        _integer("seed", self.seed, 0, 2**63 - 1)
-        _integer("n", self.n, 1, None)
+        self._integer("max_new_tokens", 1, None)
+        self._integer("seed", 0, 2**63 - 1)
+        self._integer("n", 1, None)
         if self.logprobs is not None:
-            _integer("logprobs", self.logprobs, 0, 1000)
+            self._integer("logprobs", 0, 1000)
         check_temperature(self.temperature)
         for name in ("ignore_eos", "echo"):
             if not isinstance(getattr(self, name), bool):
@@ -59,6 +61,18 @@ class Sampling:
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
         if self.prediction is not None and not isinstance(self.prediction, str):
             object.__setattr__(self, "prediction", _ids("prediction", self.prediction))
+
+    def _integer(self, name: str, low: int, high: int | None) -> None:
+        value = getattr(self, name)
+        allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
+        if not is_integer(value) or value < low or (high is not None and value > high):
+            raise BadRequest(f"{name}: {value!r} is not allowed; {allowed} is needed")
+        object.__setattr__(self, name, operator.index(value))
+
+
+def is_integer(value: object) -> bool:
+    """Whether it is an integer, of Python or NumPy, and no truth value."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_temperature(value: object) -> None:
@@ -70,19 +84,13 @@ def check_temperature(value: object) -> None:
         raise BadRequest(f"temperature: {value} is out of range; {allowed}")
 
 
-def _integer(name: str, value: object, low: int, high: int | None) -> None:
-    allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise BadRequest(f"{name}: {value!r} is not allowed; {allowed} is needed")
-
-
 def _ids(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, Iterable) or isinstance(value, str | bytes):
         raise BadRequest(f"{name}: {value!r:.80} is not a list of token ids")
     ids = tuple(value)
-    if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    if not all(is_integer(i) for i in ids):
         raise BadRequest(f"{name}: {value!r:.80} is not a list of token ids")
-    return ids
+    return tuple(operator.index(i) for i in ids)
 
 
 def _strings(name: str, value: object) -> tuple[str, ...]:

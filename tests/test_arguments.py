@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from paceline import Engine
 from paceline.errors import BadRequest
@@ -17,12 +19,58 @@ def engine() -> Engine:
 
 @pytest.mark.parametrize(
     "prompt",
-    [None, 5, b"x", [], [[]], [1, "a"], [None], {"a": 1}, [1.5], [True], [-1], [10**9], "", ["a", ""], [[1], []]],
+    [
+        *(None, 5, b"x", [], [[]], [1, "a"], [None], {"a": 1}, [1.5], [True], [-1], [10**9], "", ["a", ""], [[1], []]),
+        *("def \ud800", np.array([1.5]), torch.tensor(3), torch.zeros(2, 2, 2, dtype=torch.int64)),
+    ],
     ids=repr,
 )
 def test_prompts(engine: Engine, prompt: Any) -> None:
     with pytest.raises(BadRequest, match=r"^prompt: "):
         engine.generate(prompt)
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"x", {"a": 1}], ids=repr)
+def test_a_single_request_refuses_what_is_no_prompt(engine: Engine, prompt: Any) -> None:
+    with pytest.raises(BadRequest, match=r"^prompt: "):
+        engine.request(prompt)
+
+
+def test_arrays_and_tensors_of_ids_are_prompts(engine: Engine) -> None:
+    ids = [5, 9, 17]
+    wanted = engine.generate(ids, max_new_tokens=3).tokens
+    for same in (np.array(ids), torch.tensor(ids), [np.int64(i) for i in ids]):
+        assert engine.generate(same, max_new_tokens=3).tokens == wanted
+    for several in (np.array([ids, ids]), torch.tensor([ids, ids]), [np.array(ids), ids]):
+        assert [r.tokens for r in engine.generate(several, max_new_tokens=3)] == [wanted, wanted]
+
+
+def test_integers_may_be_numpys(engine: Engine) -> None:
+    chosen = {"max_new_tokens": 5, "seed": 7, "stop_token_ids": [3], "banned_tokens": [4]}
+    wanted = engine.generate("def", temperature=1.0, logprobs=1, **chosen)
+    numbers = {name: np.array(value) if isinstance(value, list) else np.int64(value) for name, value in chosen.items()}
+    found = engine.generate("def", temperature=1.0, logprobs=np.int32(1), **numbers)
+    assert (found.tokens, found.logprobs) == (wanted.tokens, wanted.logprobs)
+
+
+def test_stop_strings_need_a_tokenizer(engine: Engine) -> None:
+    bare = Engine(engine.model, None, drafter="none", max_rows=1)
+    with pytest.raises(BadRequest, match=r"^stop: strings need a tokenizer"):
+        bare.generate([1, 2], stop="x")
+
+
+@pytest.mark.parametrize("name", ["banned_tokens", "allowed_tokens"])
+def test_policies_are_asked_about_the_vocabulary_before_anything_runs(engine: Engine, name: str) -> None:
+    with pytest.raises(BadRequest, match=f"^{name}: token id 1000000 is outside the vocabulary"):
+        engine.generate(["a", "b"], **{name: [10**6]})
+
+
+def test_specs_name_token_ids_with_spaces_between(engine: Engine) -> None:
+    first = engine.generate("def", max_new_tokens=1).tokens[0]
+    spec, argument = {"policies": [f"banned('3 {first}')"]}, {"banned_tokens": [3, first]}
+    found = engine.generate("def", max_new_tokens=4, **spec).tokens
+    assert found == engine.generate("def", max_new_tokens=4, **argument).tokens
+    assert found[0] != first
 
 
 WRONG: dict[str, tuple[Any, ...]] = {
@@ -73,6 +121,12 @@ def test_settings_of_the_wrong_type(engine: Engine, sampling: Any) -> None:
         ("nodes", -1),
         ("dtype", "float8"),
         ("dtype", 5),
+        ("dtype", []),
+        ("device", 0.5),
+        ("inflated", []),
+        ("trust_remote_code", "false"),
+        ("allow_pickle", 1),
+        ("fast", "no"),
         ("device", "meta"),
         ("tokenizer", 5),
         ("tokenizer", "/nowhere"),

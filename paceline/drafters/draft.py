@@ -89,7 +89,11 @@ class DraftModel(ChainModel):
     """Drafting with a second model.
 
     Attributes:
-        model, length, dtype, fast: as for every `SecondModel`.
+        model: a name, folder or Hub id as for `Engine.load`, or a loaded model, with the target's vocabulary.
+        length: most tokens of a chain, or the greatest depth of a tree; by default as many as ride along with the
+            target's pass.
+        dtype: of a model given by name; the target's by default.
+        fast: replace the model's forward pass by faster ones where that is possible.
         confidence: a chain ends where the chance that it holds falls below this; 0: at `length` tokens only. By
             default the higher, the larger the draft model is beside the target: a token must be worth its pass.
         tree: shape of a tree (`paceline methods --kind tree`), such as `dyspec(threshold=0.1)`; a chain by default.

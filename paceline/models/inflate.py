@@ -36,7 +36,7 @@ INFLATED: dict[str, dict[str, int]] = {
 
 def inflate_preset(module: Any, name: str) -> Any:
     """`inflate` to a named size. Raises `BadRequest` for an unknown name."""
-    if name not in INFLATED:
+    if not isinstance(name, str) or name not in INFLATED:
         raise BadRequest(f"inflated: {name!r} is unknown; {', '.join(INFLATED)} are allowed")
     return inflate(module, **INFLATED[name])
 

@@ -45,6 +45,9 @@ def load_model(
         ModelError: the checkpoint cannot be read, or the loaded model fails the self-check.
         Unsupported: the architecture cannot be driven; the message says why.
     """
+    for option, value in (("trust_remote_code", trust_remote_code), ("allow_pickle", allow_pickle), ("fast", fast)):
+        if not isinstance(value, bool) and (value is not None or option != "fast"):
+            raise BadRequest(f"{option}: {value!r} is not allowed; True or False is needed")
     chosen = pick_device(device) if device is not None or isinstance(model, str | Path) else None
     kind = pick_dtype(dtype, chosen) if dtype is not None or isinstance(model, str | Path) else None
     if isinstance(model, str | Path):
@@ -95,7 +98,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise BadRequest(f"device: {device!r} is unknown; 'cpu' or 'cuda' is allowed") from error
     if chosen.type not in ("cpu", "cuda"):
         raise BadRequest(f"device: {str(device)!r} is not supported; 'cpu' or 'cuda' is allowed")
@@ -109,7 +112,7 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> 
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise BadRequest(f"dtype: {dtype!r} is unknown; {', '.join(DTYPES)} are allowed")
         return DTYPES[dtype]
     if device is not None and device.type == "cuda":

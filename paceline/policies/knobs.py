@@ -8,6 +8,7 @@ import torch
 
 from paceline.errors import BadRequest
 from paceline.policies.base import Context
+from paceline.requests import is_integer
 
 #: Beyond this, and below its inverse, a product or a quotient with a score would overflow in float32.
 GREATEST = 1e30
@@ -32,20 +33,22 @@ def check_number(
 
 def check_integer(name: str, value: object, allowed: str, low: int = 0) -> None:
     """Refuse anything but an integer of at least `low`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if not is_integer(value):
         raise BadRequest(f"{name}: {value!r} is not an integer; {allowed}")
-    if value < low:
+    if value < low:  # type: ignore[operator]
         raise BadRequest(f"{name}: {value} is out of range; {allowed}")
 
 
 def token_ids(name: str, values: object) -> tuple[int, ...]:
-    """Distinct ids in ascending order. Refuses anything but a collection of non-negative integers."""
-    if not isinstance(values, Iterable) or isinstance(values, str | bytes):
+    """Distinct ids in ascending order, of a collection of them or of a string such as `"5 9"`, as specs have it."""
+    if isinstance(values, str):
+        values = [int(word) if word.isdecimal() else word for word in values.split()]
+    if not isinstance(values, Iterable) or isinstance(values, bytes):
         raise BadRequest(f"{name}: {values!r} is not allowed; a list of token ids is needed")
     ids = list(values)
     for token in ids:
         check_integer(name, token, "token ids are integers of at least 0")
-    return tuple(sorted(set(ids)))
+    return tuple(sorted({int(token) for token in ids}))
 
 
 def check_vocabulary(name: str, ids: Iterable[int], context: Context) -> None:

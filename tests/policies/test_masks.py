@@ -47,7 +47,7 @@ def test_minimum_length_counts_each_node() -> None:
     ("make", "message"),
     [
         (lambda: Banned(5), "banned_tokens: 5 is not allowed; a list of token ids is needed"),
-        (lambda: Banned("12"), "banned_tokens: '12' is not allowed"),
+        (lambda: Banned("12 x"), "banned_tokens: 'x' is not an integer"),
         (lambda: Banned([1.5]), "banned_tokens: 1.5 is not an integer"),
         (lambda: Banned([-1]), "banned_tokens: -1 is out of range"),
         (lambda: Banned([True]), "banned_tokens: True is not an integer"),
