@@ -133,7 +133,7 @@ class Auto(Ensemble):
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
-        best = {s: Offer.of(TokenTree.empty(s.tokens[-1]), np.ones(1)) for s in sequences}
+        best = {s: Offer.none(s.tokens[-1]) for s in sequences}
         rows = len(sequences)
         paid = [i for i, seconds in enumerate(self._seconds) if seconds > FREE * self._costs(1)]
         for member in range(len(self.members)):
@@ -233,11 +233,15 @@ class Auto(Ensemble):
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
+        if not offer.tree.drafted:
+            return 1 / (self._costs(rows) + self._beyond.get(rows, 0.0))
         return float(self._rates(offer.gains, rows).max())
 
     def _width(self, offers: list[Offer], rows: int) -> int:
         """The common size of drafts with which all texts together advance fastest."""
         widest = max(len(offer.order) for offer in offers)
+        if not widest:
+            return 0
         gains = sum(np.pad(offer.gains, (0, widest - len(offer.order)), mode="edge") for offer in offers)
         return int(self._rates(np.asarray(gains), rows).argmax())
 

@@ -128,7 +128,9 @@ def as_seen(outcome: Outcome, own: TokenTree | None) -> Outcome:
     """The outcome from the side of a drafter whose own tree may not have been the one that was scored."""
     if outcome.tree is own:
         return outcome
-    tree = own or TokenTree.empty(outcome.tree.root)
+    if own is None or not own.drafted:
+        return replace(outcome, tree=own or TokenTree.empty(outcome.tree.root), path=[0])
+    tree = own
     tree = tree.limit(tree.drafted, len(outcome.tokens))  # what lies deeper was not judged
     node, path = 0, [0]
     for token in outcome.tokens:

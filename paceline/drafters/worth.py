@@ -20,6 +20,9 @@ CLASSES = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
 CENTRES = np.concatenate([(np.concatenate([[0.0], CLASSES[:-1]]) + CLASSES) / 2, [0.985]])
 WEIGHT = 8.0
 
+#: The order and the gains of a draft without nodes.
+_NO_NODES, _BONUS = np.zeros(0, np.int64), np.ones(1)
+
 
 class Trust:
     """How often a drafter's guesses came true in one text, by class of guess.
@@ -94,6 +97,11 @@ class Offer:
     tree: TokenTree
     order: np.ndarray
     gains: np.ndarray
+
+    @classmethod
+    def none(cls, root: int) -> Offer:
+        """No draft."""
+        return cls(TokenTree.empty(root), _NO_NODES, _BONUS)
 
     @classmethod
     def of(cls, tree: TokenTree, odds: np.ndarray) -> Offer:

@@ -35,13 +35,20 @@ class PassCosts:
 
     def __call__(self, rows: int) -> float:
         """Seconds of a pass over `rows` rows, interpolated; beyond the last one measured, the last slope goes on."""
-        return float(self.each(np.array([rows]))[0])
+        if rows not in self._asked:
+            self._asked[rows] = float(self.each(np.array([rows]))[0])
+        return self._asked[rows]
 
     def each(self, rows: np.ndarray) -> np.ndarray:
         """The same of every number of rows in an array."""
         known, seconds = self._curve
         slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
         return np.interp(rows, known, seconds) + slope * np.maximum(rows - known[-1], 0)
+
+    @cached_property
+    def _asked(self) -> dict[int, float]:
+        """Answers so far: the same few numbers are asked for in every step."""
+        return {}
 
     @cached_property
     def _curve(self) -> tuple[np.ndarray, np.ndarray]:
