@@ -140,10 +140,10 @@ class Auto(Ensemble):
             if member not in paid:
                 self._offers(member, list(sequences), limits, best, rows)
         for member in paid:
-            hopeful = [s for s in sequences if self._hopeful(member, s, best[s], rows)]
             # What nobody knows yet, one text finds out for all.
-            known = self._calls[member] >= WARM
-            self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
+            if hopeful := [s for s in sequences if self._hopeful(member, s, best[s], rows)]:
+                known = self._calls[member] >= WARM
+                self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
         self._common = self._width(list(best.values()), rows)
         trees = [best[s].cut(self._common) for s in sequences]
         self._sent = clock(), rows, sum(len(tree) for tree in trees)
@@ -182,8 +182,6 @@ class Auto(Ensemble):
         rows: int,
     ) -> None:
         """Ask a member; its draft replaces a worse one."""
-        if not sequences:
-            return
         began = clock()
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         spent = (clock() - began) / len(sequences)

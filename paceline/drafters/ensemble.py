@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,36 +56,42 @@ class Ensemble(Drafter):
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         parts: list[torch.Tensor] = []
-        for i, member in enumerate(self.members):
-            with self._view(i, [sequence]):
-                part = member.peek(sequence, tree, logits, scores)
-            parts.append(logits.new_empty(0) if part is None else part.flatten())
-        sequence.drafts.sizes = [len(part) for part in parts]
-        return torch.cat([part.double() for part in parts])
+        sizes = [0] * len(self.members)
+        for i in self._overriding("peek"):
+            with _View(i, [sequence]):
+                part = self.members[i].peek(sequence, tree, logits, scores)
+            if part is not None:
+                parts.append(part.flatten().double())
+                sizes[i] = len(parts[-1])
+        sequence.drafts.sizes = sizes
+        return torch.cat(parts) if parts else logits.new_empty(0)
 
     def late(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
         """What a member drew behind its own tree, if that is the one that was scored, or both are empty."""
         for i, own in enumerate(sequence.drafts.trees):
             if own is tree or (own is not None and own.drafted == tree.drafted == 0):
-                with self._view(i, [sequence]):
+                with _View(i, [sequence]):
                     found = self.members[i].late(sequence, tree)
                 if found.late is not None:
                     return found
         return tree
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
+        watching = self._overriding("observe")
+        if not watching:
+            return
         sequences = [outcome.sequence for outcome in outcomes]
         parts = [outcome.peeked.split(outcome.sequence.drafts.sizes) for outcome in outcomes]
-        for i, member in enumerate(self.members):
+        for i in watching:
             own = [replace(outcome, peeked=part[i]) for outcome, part in zip(outcomes, parts, strict=True)]
-            with self._view(i, sequences):
-                member.observe(own)
+            with _View(i, sequences):
+                self.members[i].observe(own)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         sequences = [outcome.sequence for outcome in outcomes]
         for i, member in enumerate(self.members):
             seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in outcomes]
-            with self._view(i, sequences):
+            with _View(i, sequences):
                 member.commit(seen)
         for sequence in sequences:
             sequence.drafts.trees = [None] * len(self.members)
@@ -100,7 +105,7 @@ class Ensemble(Drafter):
         """One member's drafts; at most once a step for each sequence."""
         if not sequences:
             return []
-        with self._view(member, sequences):
+        with _View(member, sequences):
             trees = self.members[member].propose(sequences, budget)
         for sequence, tree in zip(sequences, trees, strict=True):
             sequence.drafts.trees[member] = tree
@@ -108,20 +113,29 @@ class Ensemble(Drafter):
 
     def _each(self, sequences: Seq[Sequence], call: Callable[[Drafter], None]) -> None:
         for i, member in enumerate(self.members):
-            with self._view(i, sequences):
+            with _View(i, sequences):
                 call(member)
 
-    @contextmanager
-    def _view(self, member: int, sequences: Seq[Sequence]) -> Iterator[None]:
-        """Show a member its own state of each sequence, and no other's."""
-        records = [s.drafts for s in sequences]
-        for sequence, record in zip(sequences, records, strict=True):
-            sequence.drafts = record.states[member]
-        try:
-            yield
-        finally:
-            for sequence, record in zip(sequences, records, strict=True):
-                record.states[member], sequence.drafts = sequence.drafts, record
+    def _overriding(self, name: str) -> list[int]:
+        """The members that do something there: a small model's step is too short for calls in vain."""
+        idle = getattr(Drafter, name)
+        return [i for i, member in enumerate(self.members) if getattr(type(member), name) is not idle]
+
+
+class _View:
+    """A stretch in which a member sees its own state of each sequence, and no other's."""
+
+    def __init__(self, member: int, sequences: Seq[Sequence]) -> None:
+        self.member, self.sequences = member, sequences
+        self.records = [s.drafts for s in sequences]
+
+    def __enter__(self) -> None:
+        for sequence, record in zip(self.sequences, self.records, strict=True):
+            sequence.drafts = record.states[self.member]
+
+    def __exit__(self, *error: object) -> None:
+        for sequence, record in zip(self.sequences, self.records, strict=True):
+            record.states[self.member], sequence.drafts = sequence.drafts, record
 
 
 def as_seen(outcome: Outcome, own: TokenTree | None) -> Outcome:
@@ -129,6 +143,8 @@ def as_seen(outcome: Outcome, own: TokenTree | None) -> Outcome:
     if outcome.tree is own:
         return outcome
     if own is None or not own.drafted:
+        if not outcome.tree.drafted:
+            return outcome
         return replace(outcome, tree=own or TokenTree.empty(outcome.tree.root), path=[0])
     tree = own
     tree = tree.limit(tree.drafted, len(outcome.tokens))  # what lies deeper was not judged
