@@ -58,7 +58,7 @@ class Ensemble(Drafter):
         parts: list[torch.Tensor] = []
         sizes = [0] * len(self.members)
         for i in self._overriding("peek"):
-            with _View(i, [sequence]):
+            with _OwnStates(i, [sequence]):
                 part = self.members[i].peek(sequence, tree, logits, scores)
             if part is not None:
                 parts.append(part.flatten().double())
@@ -70,7 +70,7 @@ class Ensemble(Drafter):
         """What a member drew behind its own tree, if that is the one that was scored, or both are empty."""
         for i, own in enumerate(sequence.drafts.trees):
             if own is tree or (own is not None and own.drafted == tree.drafted == 0):
-                with _View(i, [sequence]):
+                with _OwnStates(i, [sequence]):
                     found = self.members[i].late(sequence, tree)
                 if found.late is not None:
                     return found
@@ -84,14 +84,14 @@ class Ensemble(Drafter):
         parts = [outcome.peeked.split(outcome.sequence.drafts.sizes) for outcome in outcomes]
         for i in watching:
             own = [replace(outcome, peeked=part[i]) for outcome, part in zip(outcomes, parts, strict=True)]
-            with _View(i, sequences):
+            with _OwnStates(i, sequences):
                 self.members[i].observe(own)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         sequences = [outcome.sequence for outcome in outcomes]
         for i, member in enumerate(self.members):
             seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in outcomes]
-            with _View(i, sequences):
+            with _OwnStates(i, sequences):
                 member.commit(seen)
         for sequence in sequences:
             sequence.drafts.trees = [None] * len(self.members)
@@ -105,7 +105,7 @@ class Ensemble(Drafter):
         """One member's drafts; at most once a step for each sequence."""
         if not sequences:
             return []
-        with _View(member, sequences):
+        with _OwnStates(member, sequences):
             trees = self.members[member].propose(sequences, budget)
         for sequence, tree in zip(sequences, trees, strict=True):
             sequence.drafts.trees[member] = tree
@@ -113,7 +113,7 @@ class Ensemble(Drafter):
 
     def _each(self, sequences: Seq[Sequence], call: Callable[[Drafter], None]) -> None:
         for i, member in enumerate(self.members):
-            with _View(i, sequences):
+            with _OwnStates(i, sequences):
                 call(member)
 
     def _overriding(self, name: str) -> list[int]:
@@ -122,7 +122,7 @@ class Ensemble(Drafter):
         return [i for i, member in enumerate(self.members) if getattr(type(member), name) is not idle]
 
 
-class _View:
+class _OwnStates:
     """A stretch in which a member sees its own state of each sequence, and no other's."""
 
     def __init__(self, member: int, sequences: Seq[Sequence]) -> None:
@@ -146,8 +146,7 @@ def as_seen(outcome: Outcome, own: TokenTree | None) -> Outcome:
         if not outcome.tree.drafted:
             return outcome
         return replace(outcome, tree=own or TokenTree.empty(outcome.tree.root), path=[0])
-    tree = own
-    tree = tree.limit(tree.drafted, len(outcome.tokens))  # what lies deeper was not judged
+    tree = own.limit(own.drafted, len(outcome.tokens))  # what lies deeper was not judged
     node, path = 0, [0]
     for token in outcome.tokens:
         child = next((c for c in tree.children[node] if tree.tokens[c] == token), None)
