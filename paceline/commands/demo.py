@@ -40,7 +40,7 @@ def demo(
     console.print(Text("Loading the pocket model, once for Paceline and once for transformers …", "dim"))
     engine = Engine.load("pocket-code", dtype="float32", inflated=preset, max_rows=1)
     module = peers.load_peer("pocket-code", "float32", None, preset)
-    size = f"{engine.model.nbytes / 4e6:.0f} million parameters" + (", inflated" if preset else "")
+    size = f"{engine.model.parameters / 1e6:.0f} million parameters" + (", inflated" if preset else "")
     console.print(Text(f"{engine.model.name}: {size}, float32, {engine.model.path}\n", "dim"))
 
     ids = engine.tokenizer(text)["input_ids"]

@@ -189,7 +189,7 @@ class _Size:
         report.sizes[size] = SizeInfo(
             label=_label(settings, size),
             inflated=inflated is not None,
-            parameters=model.nbytes // model.module.dtype.itemsize,
+            parameters=model.parameters,
             weight_bytes=model.nbytes,
             dtype=str(model.module.dtype).removeprefix("torch."),
             path=model.path,

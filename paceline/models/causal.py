@@ -102,7 +102,8 @@ class CausalModel:
         name: for messages.
 
     Attributes:
-        nbytes: bytes of weights that one forward pass reads.
+        nbytes: bytes that one forward pass reads of the weights, as they are laid out.
+        parameters: weights that one forward pass reads.
         path: how the forward pass is computed, for people.
         spare: drafted tokens that a pass over one row scores at almost no extra cost.
         rule: a lossy view that every pass follows, or None for the whole model.
@@ -131,6 +132,7 @@ class CausalModel:
         self.num_layers = int(self.config.num_hidden_layers)
         self.windows = self.attention_windows()
         self.nbytes = weight_bytes(module)
+        self.parameters = self.nbytes // module.dtype.itemsize
         self.path = "the module's own forward pass"
         self.offers = frozenset({"chain", "tree", "hidden_states"})
         if blocks_of(module, self.config) is not None:

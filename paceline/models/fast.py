@@ -35,20 +35,22 @@ def speed_up(model: CausalModel) -> Callable[[], None]:
         except ValueError as error:  # it checked itself against the module and found a difference
             reason = str(error)
         else:
-            spare = model.spare
+            spare, saved = model.spare, fused.saved
             model.forward, model.path = fused, "fused forward pass from packed weights"
-            model.spare = fused.spare or spare
+            model.spare, model.nbytes = fused.spare or spare, model.nbytes - saved
 
             def unfuse() -> None:
                 fused.undo()
-                model.forward, model.spare = plain, spare
+                model.forward, model.spare, model.nbytes = plain, spare, model.nbytes + saved
 
             return unfuse
     undo_attention = _own_attention(model)
     packed = pack_linears(model.module)
+    model.nbytes -= packed.saved
     model.path = f"the module's own forward pass, {len(packed.layers)} linear layers packed (not fused: {reason})"
 
     def undo() -> None:
+        model.nbytes += packed.saved
         packed.undo()
         undo_attention()
         model.forward = plain

@@ -22,8 +22,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from paceline.models.attention import Prepared, prepare
+from paceline.models.config import weight_bytes
 from paceline.models.fusable import fusable
 from paceline.models.fused_layer import Layer, Matrix, Norm, Step
+from paceline.models.packing import FROM_MEMORY
 from paceline.models.views import View
 
 #: Largest accepted difference from the module's logits, in standard deviations of the logits.
@@ -60,9 +62,12 @@ class FusedDecoder:
         self._rotary = body.rotary_emb
         self._rope = rope_table(self._rotary, 512)
         self._norm = Norm([body.norm])
-        self._head = Matrix(module.lm_head, keep=keep or module.lm_head.weight is body.embed_tokens.weight)
+        compact = weight_bytes(module) >= FROM_MEMORY
+        tied = module.lm_head.weight is body.embed_tokens.weight
+        self._head = Matrix(module.lm_head, keep=keep or tied, compact=compact)
         kinds = getattr(config, "layer_types", None) or [None] * len(body.layers)
-        self._layers = [Layer(*pair, config.hidden_act, keep) for pair in zip(body.layers, kinds, strict=True)]
+        layers = zip(body.layers, kinds, strict=True)
+        self._layers = [Layer(*pair, config.hidden_act, keep, compact) for pair in layers]
         self._least = max(matrix.least for matrix in self._matrices())
         try:
             self._verify(tokens, expected)
@@ -74,6 +79,11 @@ class FusedDecoder:
     def nbytes(self) -> int:
         """Bytes of packed weights; a forward pass reads all of them."""
         return sum(matrix.nbytes for matrix in self._matrices())
+
+    @property
+    def saved(self) -> int:
+        """Bytes that a pass need not read, of those of the module's weights."""
+        return sum(matrix.saved for matrix in self._matrices())
 
     @property
     def spare(self) -> int | None:

@@ -41,10 +41,13 @@ class Norm:
 class Matrix:
     """One packed matrix made of the weights of linear layers, stacked by output, and their biases.
 
-    The layers' weights are emptied unless `keep`. `activation`: what its products may take.
+    The layers' weights are emptied unless `keep`. `activation`: what its products may take; `compact`: see `pack`.
+
+    Attributes:
+        saved: bytes that a product need not read, of those of the plain weights.
     """
 
-    def __init__(self, *linears: Any, keep: bool = False, activation: str = "none") -> None:
+    def __init__(self, *linears: Any, keep: bool = False, activation: str = "none", compact: bool = False) -> None:
         self.linears, self.keep = linears, keep
         weights = [linear.weight.detach() for linear in linears]
         biases = [linear.bias for linear in linears]
@@ -52,9 +55,10 @@ class Matrix:
         if any(bias is not None for bias in biases):
             blank = [weight.new_zeros(len(weight)) for weight in weights]
             self.bias = torch.cat([z if b is None else b.detach() for z, b in zip(blank, biases, strict=True)])
-        self.packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0], self.bias, activation)
+        self.packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0], self.bias, activation, compact)
         self.times, self.combined, self.dense = self.packed.times, self.packed.combined, self.packed.dense
         self.nbytes, self.least = self.packed.nbytes, self.packed.least
+        self.saved = max(0, sum(weight.nbytes for weight in weights) - self.nbytes)
         for linear in () if keep else linears:
             release(linear.weight)
 
@@ -70,7 +74,9 @@ class Matrix:
 class Layer:
     """One decoder layer. `kind` is its entry in the config's `layer_types`, `index` its place in the cache."""
 
-    def __init__(self, layer: Any, kind: str | None, activation: str, keep: bool = False) -> None:
+    def __init__(
+        self, layer: Any, kind: str | None, activation: str, keep: bool = False, compact: bool = False
+    ) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.kind, self.index, self.scale = kind, int(attention.layer_idx), float(attention.scaling)
         self.dim = int(attention.head_dim)
@@ -81,10 +87,11 @@ class Layer:
         if hasattr(attention, "q_norm"):
             self.head_norm = Norm([attention.q_norm] * self.queries + [attention.k_norm] * self.keys)
         self.act, self.algorithm = ACTIVATIONS[activation]
-        self.qkv = Matrix(attention.q_proj, attention.k_proj, attention.v_proj, keep=keep)
-        self.o = Matrix(attention.o_proj, keep=keep)
-        self.gate = Matrix(mlp.gate_proj, keep=keep, activation=self.act)
-        self.up, self.down = Matrix(mlp.up_proj, keep=keep), Matrix(mlp.down_proj, keep=keep)
+        self.qkv = Matrix(attention.q_proj, attention.k_proj, attention.v_proj, keep=keep, compact=compact)
+        self.o = Matrix(attention.o_proj, keep=keep, compact=compact)
+        self.gate = Matrix(mlp.gate_proj, keep=keep, activation=self.act, compact=compact)
+        self.up = Matrix(mlp.up_proj, keep=keep, compact=compact)
+        self.down = Matrix(mlp.down_proj, keep=keep, compact=compact)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """`[R, d]` to `[R, d]`; only the first B x T rows are real and reach the cache."""

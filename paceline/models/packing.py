@@ -20,9 +20,12 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from paceline.native import kernels
+from paceline.native.compact import CompactPanels
 from paceline.native.matrix import Panels
 
 DTYPES = (torch.bfloat16, torch.float32)
+#: Bytes of weights from which a pass reads them from memory; fewer may stay in a cache.
+FROM_MEMORY = 64 << 20
 _LAID_OUT_FOR = 4
 _product = torch.ops.mkldnn._linear_pointwise.default
 _combined = torch.ops.mkldnn._linear_pointwise.binary
@@ -58,15 +61,19 @@ class OneDNN:
         return self._packed.to_dense()
 
 
-def pack(weight: Tensor, bias: Tensor | None = None, activation: str = "none") -> OneDNN | Panels:
+def pack(
+    weight: Tensor, bias: Tensor | None = None, activation: str = "none", compact: bool = False
+) -> OneDNN | Panels:
     """A copy of `[out, in]` in the layout that is fastest here.
 
     Args:
         activation: that its products may take, by oneDNN's name.
+        compact: it is read from memory in every pass, so fewer bytes are less time.
     """
     weight, native = weight.detach(), kernels()
-    if native is not None and Panels.suits(native, weight, activation):
-        return Panels(native, weight, bias)
+    for layout in (CompactPanels, Panels) if compact else (Panels,):
+        if native is not None and layout.suits(native, weight, activation):
+            return layout(native, weight, bias)
     return OneDNN(weight, bias)
 
 
@@ -95,13 +102,19 @@ class PackedLinear(nn.Module):
         transposed: `.weight` is `[in, out]`, as in GPT-2's `Conv1D`.
         shown: `.weight` has numbers. Without them it says shape and dtype, which is all that some modules want to know
             of it in every pass, and unpacks nothing.
+        compact: as in `pack`.
     """
 
     def __init__(
-        self, weight: Tensor, bias: nn.Parameter | None = None, transposed: bool = False, shown: bool = True
+        self,
+        weight: Tensor,
+        bias: nn.Parameter | None = None,
+        transposed: bool = False,
+        shown: bool = True,
+        compact: bool = False,
     ) -> None:
         super().__init__()
-        self.packed = pack(weight.t() if transposed else weight, bias)
+        self.packed = pack(weight.t() if transposed else weight, bias, compact=compact)
         self.bias, self.transposed = bias, transposed
         self._stand_in = None if shown else weight.detach().to("meta")
         self.out_features, self.in_features = self.packed.shape
@@ -136,18 +149,20 @@ class Packed:
         layers: `{name: the original layer}`, its weight emptied unless something else uses it.
         skipped: `{name: why}` of linear layers that were left alone.
         nbytes: bytes of all packed weights.
+        saved: bytes that a pass need not read any more.
     """
 
     layers: dict[str, nn.Module] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     nbytes: int = 0
+    saved: int = 0
     _restore: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def undo(self) -> None:
         """Put the original layers back, with the same weights bit for bit, one after the other."""
         while self._restore:
             self._restore.pop()()
-        self.layers, self.nbytes = {}, 0
+        self.layers, self.nbytes, self.saved = {}, 0, 0
 
 
 def pack_linears(module: nn.Module) -> Packed:
@@ -168,13 +183,14 @@ def pack_linears(module: nn.Module) -> Packed:
         for parameter in part._parameters.values():
             if parameter is not None:
                 users[id(parameter)] = users.get(id(parameter), 0) + 1
-    record = Packed()
-    for name, layer in list(_linears(module)):
+    record, found = Packed(), list(_linears(module))
+    compact = sum(layer.weight.nbytes for _, layer in found) >= FROM_MEMORY
+    for name, layer in found:
         reason = unpackable(layer.weight)
         if reason is not None:
             record.skipped[name] = reason
         else:
-            _replace(module, name, layer, users[id(layer.weight)] > 1, record)
+            _replace(module, name, layer, users[id(layer.weight)] > 1, compact, record)
     return record
 
 
@@ -183,15 +199,17 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, layer) for name, layer in module.named_modules() if name and type(layer) in (nn.Linear, Conv1D))
 
 
-def _replace(module: nn.Module, name: str, layer: Any, shared: bool, record: Packed) -> None:
+def _replace(module: nn.Module, name: str, layer: Any, shared: bool, compact: bool, record: Packed) -> None:
     transposed = isinstance(layer, Conv1D)
     parent = module.get_submodule(name.rpartition(".")[0])
-    packed = PackedLinear(layer.weight, layer.bias, transposed, not _only_asks(parent)).train(layer.training)
+    shown, plain = not _only_asks(parent), layer.weight.nbytes
+    packed = PackedLinear(layer.weight, layer.bias, transposed, shown, compact).train(layer.training)
     if not shared:
         release(layer.weight)
     setattr(parent, name.rpartition(".")[2], packed)
     record.layers[name] = layer
     record.nbytes += packed.packed.nbytes
+    record.saved += max(0, plain - packed.packed.nbytes)
 
     def restore() -> None:
         if not shared:

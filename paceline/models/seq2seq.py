@@ -126,6 +126,7 @@ class Seq2SeqModel(CausalModel):
         layers = [part.layer_idx for part in decoder.modules() if isinstance(getattr(part, "layer_idx", None), int)]
         self.num_layers = 1 + max(layers, default=self.num_layers - 1)
         self.nbytes = weight_bytes(module, decoder, module.get_output_embeddings())
+        self.parameters = self.nbytes // module.dtype.itemsize
         # A relative bias is the same from some distance on, so it has no end.
         endless = any(seam.name == "compute_bias" for seam in self.forward.seams)
         self._source_limit = UNLIMITED if endless else context(getattr(module.get_encoder(), "config", module.config))

@@ -6,10 +6,9 @@
    rows, and what is fetched is AHEAD bytes further on; or by several blocks, from the cache, and during each a part of
    the next panel is fetched. */
 
-#include "lanes.h"
+#include "panels.h"
 
 enum {
-    WIDE = 2 * LANES,
     MOST = 8,      /* rows a block that the registers hold */
     SINGLE = 5,    /* rows that are one block */
     BALANCED = 6,  /* rows a block up to which computing hides behind the memory */
@@ -88,46 +87,22 @@ static void product(const uint16_t *panel, const uint16_t *x, int64_t inputs, in
 
 #endif
 
-enum { SET, ADD, MULTIPLY };
-
-/* One row of a panel: bias, activation and the other operand in float32, then rounded once. */
-static inline void finish(float *sums, const float *bias, int swish, const uint16_t *other, int operation, uint16_t *to,
-                          int64_t count)
-{
-    if (bias)
-        for (int64_t o = 0; o < count; o++) sums[o] += bias[o];
-    if (swish)
-        for (int k = 0; k < WIDE; k += LANES) store(sums + k, silu(load(sums + k)));
-    if (operation != SET) {
-        float x[WIDE];
-        widen(other, 1, 0, count, x);
-        if (operation == ADD)
-            for (int64_t o = 0; o < count; o++) sums[o] += x[o];
-        else
-            for (int64_t o = 0; o < count; o++) sums[o] *= x[o];
-    }
-    narrow(sums, 1, to, 0, count);
-}
-
 /* y [rows, outputs] = x [rows, inputs] times the matrix, with what `finish` does; all but the bias in bfloat16. */
 void matrix_product(const uint16_t *x, const uint16_t *panels, const float *bias, int swish, const uint16_t *other,
                     int operation, uint16_t *y, int64_t rows, int64_t inputs, int64_t outputs, int threads)
 {
+    const tail after = {bias, other, y, outputs, swish, operation};
     int64_t most = rows <= SINGLE ? SINGLE : rows <= BALANCED ? BALANCED / 2 : rows <= MANY ? BALANCED : MOST;
     int64_t blocks = (rows + most - 1) / most;
     int64_t size = WIDE * inputs, step = blocks > 1 && rows <= MANY ? 4 * WIDE / blocks : 0;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t p = 0; p < (outputs + WIDE - 1) / WIDE; p++) {
         const uint16_t *panel = panels + p * size;
-        int64_t from = p * WIDE, count = least(WIDE, outputs - from);
         float out[MOST][WIDE];
         for (int64_t b = 0, r = 0; b < blocks; b++) {
             int64_t now = (rows - r + blocks - b - 1) / (blocks - b);
             product(panel, x + r * inputs, inputs, now, (const char *)(panel + size + b * (size / blocks)), step, out);
-            for (int64_t i = 0; i < now; i++) {
-                int64_t at = (r + i) * outputs + from;
-                finish(out[i], bias ? bias + from : 0, swish, other ? other + at : 0, operation, y + at, count);
-            }
+            for (int64_t i = 0; i < now; i++) finish(out[i], &after, r + i, p * WIDE);
             r += now;
         }
     }

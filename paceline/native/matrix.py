@@ -9,6 +9,7 @@ CPU's limit. Where the CPU has matrix units (AMX), which oneDNN uses, it is left
 from __future__ import annotations
 
 from ctypes import c_int, c_int64, c_void_p
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,8 @@ from paceline.native.pages import WEIGHTS
 #: Outputs a panel has; `WIDE` in `matrix.c`.
 WIDE = 32
 _OPERATIONS = {"add": 1, "mul": 2}
+#: Of both kinds of product, behind the input and the weights.
+_AFTER: list[Any] = [c_void_p, c_int, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int64, c_int]
 
 
 class Panels:
@@ -37,12 +40,19 @@ class Panels:
         self.shape = weight.shape
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, 0, 0, -outputs % WIDE)) if outputs % WIDE else weight
-        self._panels = WEIGHTS.copy(padded.view(-1, WIDE, inputs // 2, 2).transpose(1, 2))
         self._bias = None if bias is None else bias.detach().float()
-        self.nbytes = self._panels.nbytes
-        self._run = native.library.matrix_product
-        self._run.argtypes = [c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_int, c_void_p, *[c_int64] * 3, c_int]
+        self._lay_out(native, padded.view(-1, WIDE, inputs // 2, 2).transpose(1, 2))
+        self._run.argtypes = [c_void_p] * (1 + len(self._reads(0))) + _AFTER
         self._run.restype = None
+
+    def _lay_out(self, native: Kernels, panels: Tensor) -> None:
+        """Keep `[out / WIDE, in / 2, WIDE, 2]`; sets what multiplies it, and `nbytes`."""
+        self._panels = WEIGHTS.copy(panels)
+        self._run, self.nbytes = native.library.matrix_product, self._panels.nbytes
+
+    def _reads(self, rows: int) -> tuple[int, ...]:
+        """Addresses of what a product of so many rows needs besides them."""
+        return (self._panels.data_ptr(),)
 
     @staticmethod
     def suits(native: Kernels, weight: Tensor, activation: str) -> bool:
@@ -60,7 +70,10 @@ class Panels:
 
     def dense(self) -> Tensor:
         """`[out, in]`, the same bits."""
-        return self._panels.transpose(1, 2).reshape(-1, self.shape[1])[: self.shape[0]]
+        return self._plain().transpose(1, 2).reshape(-1, self.shape[1])[: self.shape[0]]
+
+    def _plain(self) -> Tensor:
+        return self._panels
 
     def _product(self, x: Tensor, swish: bool, other: Tensor | None, operation: int) -> Tensor:
         x = x.contiguous()
@@ -68,5 +81,5 @@ class Panels:
         out = torch.empty(rows, outputs, dtype=torch.bfloat16)
         bias, operand = (None if t is None else t.data_ptr() for t in (self._bias, other))
         numbers = (rows, inputs, outputs, torch.get_num_threads())
-        self._run(x.data_ptr(), self._panels.data_ptr(), bias, swish, operand, operation, out.data_ptr(), *numbers)
+        self._run(x.data_ptr(), *self._reads(rows), bias, swish, operand, operation, out.data_ptr(), *numbers)
         return out

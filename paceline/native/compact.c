@@ -1,0 +1,365 @@
+/* Products of bfloat16 matrices that are kept in 12 bits a weight, bit for bit the same; `compact.py` says why.
+
+   A block is 32 inputs of a panel's WIDE outputs. The weights of a block have few exponents, so each is kept as its
+   sign and mantissa (8 bits) and the place of its exponent (4 bits) in the block's table of 16. Panels lie one after
+   the other: first the tables of its blocks, then the blocks, each of GROUPS groups of
+
+       32 words: the places of 4 vectors' exponents, 4 bits each, the lowest the first vector's;
+       32 words: signs and mantissas of two vectors, the second's with its bytes exchanged;
+       32 words: the same of the other two.
+
+   A vector is one pair of inputs of half of the outputs, as in `matrix.c`. A block with more exponents lies in `spare` as
+   it was; its table begins with a higher exponent than it goes on with, and then says where. */
+
+#include <omp.h>
+
+#include "panels.h"
+
+enum {
+    INPUTS = 32,           /* of a block */
+    BLOCK = INPUTS * WIDE, /* weights of it */
+    GROUPS = 8,
+    GROUP = 192,           /* bytes */
+    TABLE = 16,
+    MOST = 12,             /* rows that the registers hold */
+    CHUNK = 256,           /* inputs that are decoded at a time otherwise: 16 KB, of the first cache's 32 or 48 */
+    AHEAD = 8192,          /* bytes that are fetched ahead into the second cache */
+    NEAR = 768,            /* and from there into the first */
+};
+
+/* Bytes of the tables of a panel; the blocks begin where a line of the cache does. */
+static inline int64_t header(int64_t inputs) { return (inputs / INPUTS * TABLE + 63) / 64 * 64; }
+
+static inline int64_t panel_bytes(int64_t inputs) { return header(inputs) + inputs / INPUTS * GROUPS * GROUP; }
+
+static inline int is_spare(const uint8_t *table) { return table[0] > table[1]; }
+
+static inline const uint16_t *spare_block(const uint8_t *table, const uint16_t *spare)
+{
+    int64_t at;
+    memcpy(&at, table + 8, sizeof at);
+    return spare + at * BLOCK;
+}
+
+int64_t compact_bytes(int64_t inputs, int64_t outputs) { return (outputs + WIDE - 1) / WIDE * panel_bytes(inputs); }
+
+/* How many rows are multiplied together, as evenly as can be, when `done` of them are done. */
+static inline int64_t block_rows(int64_t rows, int64_t done)
+{
+    int64_t left = rows - done, blocks = (left + MOST - 1) / MOST;
+    return (left + blocks - 1) / blocks;
+}
+
+/* A block's exponents in order into `table`, with their places; returns how many there are. */
+static int64_t tabulate(const uint16_t *weights, uint8_t *table, uint8_t *places)
+{
+    uint8_t used[256] = {0};
+    for (int i = 0; i < BLOCK; i++) used[weights[i] >> 7 & 255] = 1;
+    int64_t count = 0;
+    for (int e = 0; e < 256; e++)
+        if (used[e]) {
+            if (count < TABLE) table[count] = e;
+            places[e] = count++;
+        }
+    for (int64_t i = count; i < TABLE; i++) table[i] = table[count - 1];
+    return count;
+}
+
+static void encode(const uint16_t *weights, const uint8_t *places, uint8_t *to)
+{
+    for (int g = 0; g < GROUPS; g++, weights += 4 * 32, to += GROUP) {
+        uint16_t words[3][32];
+        for (int k = 0; k < 32; k++) {
+            const uint16_t w[4] = {weights[k], weights[32 + k], weights[64 + k], weights[96 + k]};
+            words[0][k] = 0;
+            for (int v = 0; v < 4; v++) words[0][k] |= places[w[v] >> 7 & 255] << 4 * v;
+            for (int v = 0; v < 4; v += 2)
+                words[1 + v / 2][k] = (w[v] & 0x807f) | (w[v + 1] & 0x8000) >> 8 | (w[v + 1] & 0x7f) << 8;
+        }
+        memcpy(to, words, sizeof words);
+    }
+}
+
+/* From panels as in `matrix.c` to compact ones, and how many blocks of each belong into `spare`. */
+void compact_pack(const uint16_t *panels, int64_t count, int64_t inputs, uint8_t *to, int64_t *spared, int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < count; p++) {
+        uint8_t *table = to + p * panel_bytes(inputs), *body = table + header(inputs);
+        spared[p] = 0;
+        for (int64_t i = 0; i < inputs; i += INPUTS, table += TABLE, body += GROUPS * GROUP) {
+            const uint16_t *weights = panels + (p * inputs + i) * WIDE;
+            uint8_t places[256];
+            if (tabulate(weights, table, places) <= TABLE) {
+                encode(weights, places, body);
+            } else {
+                table[0] = 1, table[1] = 0;
+                spared[p]++;
+            }
+        }
+    }
+}
+
+/* Copies the blocks that belong there into `spare`, and says in their tables where. */
+void compact_spare(const uint16_t *panels, int64_t count, int64_t inputs, uint8_t *to, uint16_t *spare)
+{
+    for (int64_t p = 0, at = 0; p < count; p++) {
+        uint8_t *table = to + p * panel_bytes(inputs);
+        for (int64_t i = 0; i < inputs; i += INPUTS, table += TABLE)
+            if (is_spare(table)) {
+                memcpy(spare + at * BLOCK, panels + (p * inputs + i) * WIDE, BLOCK * sizeof *spare);
+                memcpy(table + 8, &at, sizeof at);
+                at++;
+            }
+    }
+}
+
+static void decode_block(const uint8_t *table, const uint8_t *from, uint16_t *weights)
+{
+    for (int g = 0; g < GROUPS; g++, weights += 4 * 32, from += GROUP) {
+        uint16_t words[3][32];
+        memcpy(words, from, sizeof words);
+        for (int k = 0; k < 32; k++)
+            for (int v = 0; v < 4; v++) {
+                uint16_t pair = words[1 + v / 2][k], rest = v % 2 ? pair << 8 | pair >> 8 : pair;
+                weights[v * 32 + k] = (rest & 0x807f) | table[words[0][k] >> 4 * v & 15] << 7;
+            }
+    }
+}
+
+/* Back to panels as in `matrix.c`. */
+void compact_unpack(const uint8_t *panels, const uint16_t *spare, int64_t count, int64_t inputs, uint16_t *to,
+                    int threads)
+{
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t p = 0; p < count; p++) {
+        const uint8_t *table = panels + p * panel_bytes(inputs), *body = table + header(inputs);
+        for (int64_t i = 0; i < inputs; i += INPUTS, table += TABLE, body += GROUPS * GROUP) {
+            uint16_t *weights = to + (p * inputs + i) * WIDE;
+            if (is_spare(table))
+                memcpy(weights, spare_block(table, spare), BLOCK * sizeof *weights);
+            else
+                decode_block(table, body, weights);
+        }
+    }
+}
+
+#if defined(__AVX512BF16__) && defined(__AVX512VBMI2__)
+
+#include <immintrin.h>
+
+int compact_available(void)
+{
+#ifdef __AMX_BF16__
+    return 0; /* oneDNN has matrix units to compute with. */
+#else
+    return 1;
+#endif
+}
+
+/* The exponents of a block, where bfloat16 has them, twice: an index of 4 bits may have any fifth. */
+static inline __m512i exponents(const uint8_t *table)
+{
+    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)table));
+    return _mm512_broadcast_i64x4(_mm256_slli_epi16(wide, 7));
+}
+
+/* Vectors 2j and 2j + 1 of a group. */
+static inline __attribute__((always_inline)) void decode(const uint8_t *group, __m512i table, int j, __m512i *a,
+                                                         __m512i *b)
+{
+    const __m512i kept = _mm512_set1_epi16((short)0x807f);
+    __m512i places = _mm512_loadu_si512(group), rest = _mm512_loadu_si512(group + 64 + 64 * j);
+    __m512i first = _mm512_permutexvar_epi16(j ? _mm512_srli_epi16(places, 8) : places, table);
+    __m512i second = _mm512_permutexvar_epi16(_mm512_srli_epi16(places, 8 * j + 4), table);
+    *a = _mm512_ternarylogic_epi32(rest, kept, first, 0xea); /* (rest & kept) | first */
+    *b = _mm512_ternarylogic_epi32(_mm512_shldi_epi16(rest, rest, 8), kept, second, 0xea);
+}
+
+typedef struct {
+    __m512 low[MOST], high[MOST];
+} accumulators;
+
+/* sums += a pair of inputs of a panel times those of x. */
+static inline __attribute__((always_inline)) void add_pair(accumulators *sums, __m512i a, __m512i b, const uint16_t *x,
+                                                           int rows)
+{
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++) {
+        int32_t pair;
+        memcpy(&pair, x + r * INPUTS, sizeof pair);
+        __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
+        sums->low[r] = _mm512_dpbf16_ps(sums->low[r], (__m512bh)a, both);
+        sums->high[r] = _mm512_dpbf16_ps(sums->high[r], (__m512bh)b, both);
+    }
+}
+
+/* sums += a block as `matrix.c` has it, times x. Fetches `lines` lines a group from `ahead` on. */
+static inline __attribute__((always_inline)) void add_plain(accumulators *sums, const uint16_t *block,
+                                                            const uint16_t *x, int rows, const char *ahead, int lines)
+{
+#pragma GCC unroll 1
+    for (int g = 0; g < GROUPS; g++, x += 4) {
+        for (int k = 0; k < lines; k++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++, block += 2 * WIDE)
+            add_pair(sums, _mm512_loadu_si512(block), _mm512_loadu_si512(block + WIDE), x + 2 * j, rows);
+    }
+}
+
+/* sums += a compact block times x. Fetches its next groups too, and writes it `to` as `matrix.c` has it, if anywhere. */
+static inline __attribute__((always_inline)) void add_compact(accumulators *sums, const uint8_t *table,
+                                                              const uint8_t *group, const uint16_t *x, int rows,
+                                                              const char *ahead, int lines, uint16_t *to)
+{
+    __m512i powers = exponents(table);
+#pragma GCC unroll 1
+    for (int g = 0; g < GROUPS; g++, group += GROUP, x += 4) {
+        for (int k = 0; k < GROUP; k += 64) _mm_prefetch((const char *)group + NEAR + k, _MM_HINT_T0);
+        for (int k = 0; k < lines; k++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; j++) {
+            __m512i a, b;
+            decode(group, powers, j, &a, &b);
+            if (to) {
+                _mm512_storeu_si512(to, a);
+                _mm512_storeu_si512(to + WIDE, b);
+                to += 2 * WIDE;
+            }
+            add_pair(sums, a, b, x + 2 * j, rows);
+        }
+    }
+}
+
+/* A panel, room for some of its inputs as `matrix.c` has them or none, whether they are there, and what to fetch. */
+typedef struct {
+    const uint8_t *panel;
+    const uint16_t *spare;
+    uint16_t *room;
+    int there, lines;
+    const char *ahead;
+} source;
+
+/* sums[0:rows] += inputs [from, until) of a panel times rows <= MOST of x, interlaced, by the steps of `matrix.c`. */
+static inline __attribute__((always_inline)) void few(source s, const uint16_t *x, int64_t inputs, int64_t from,
+                                                      int64_t until, int rows, float sums[][WIDE])
+{
+    accumulators now;
+    const uint8_t *tables = s.panel, *groups = s.panel + header(inputs);
+    for (int r = 0; r < rows; r++) now.low[r] = _mm512_loadu_ps(sums[r]), now.high[r] = _mm512_loadu_ps(sums[r] + LANES);
+    for (int64_t i = from; i < until; i += INPUTS, s.ahead += GROUPS * 64 * s.lines) {
+        const uint8_t *table = tables + i / INPUTS * TABLE, *group = groups + i / INPUTS * GROUPS * GROUP;
+        const uint16_t *here = x + i * rows;
+        uint16_t *room = s.room ? s.room + (i - from) * WIDE : 0;
+        if (s.there) {
+            add_plain(&now, room, here, rows, s.ahead, s.lines);
+        } else if (__builtin_expect(is_spare(table), 0)) {
+            add_plain(&now, spare_block(table, s.spare), here, rows, s.ahead, s.lines);
+            if (room) memcpy(room, spare_block(table, s.spare), BLOCK * sizeof *room);
+        } else {
+            add_compact(&now, table, group, here, rows, s.ahead, s.lines, room);
+        }
+    }
+    for (int r = 0; r < rows; r++) _mm512_storeu_ps(sums[r], now.low[r]), _mm512_storeu_ps(sums[r] + LANES, now.high[r]);
+}
+
+static void product(source s, const uint16_t *x, int64_t inputs, int64_t from, int64_t until, int64_t rows,
+                    float sums[][WIDE])
+{
+    switch (rows) {
+    case 1: few(s, x, inputs, from, until, 1, sums); return;
+    case 2: few(s, x, inputs, from, until, 2, sums); return;
+    case 3: few(s, x, inputs, from, until, 3, sums); return;
+    case 4: few(s, x, inputs, from, until, 4, sums); return;
+    case 5: few(s, x, inputs, from, until, 5, sums); return;
+    case 6: few(s, x, inputs, from, until, 6, sums); return;
+    case 7: few(s, x, inputs, from, until, 7, sums); return;
+    case 8: few(s, x, inputs, from, until, 8, sums); return;
+    case 9: few(s, x, inputs, from, until, 9, sums); return;
+    case 10: few(s, x, inputs, from, until, 10, sums); return;
+    case 11: few(s, x, inputs, from, until, 11, sums); return;
+    default: few(s, x, inputs, from, until, 12, sums);
+    }
+}
+
+/* sums[0:rows] += inputs [from, until) of a panel times x, by blocks of rows as even as can be. */
+static void blocks(source s, const uint16_t *x, int64_t inputs, int64_t from, int64_t until, int64_t rows,
+                   float sums[][WIDE])
+{
+    int64_t count = (rows + MOST - 1) / MOST, shares = least(count, GROUP / 64);
+    const char *next = s.ahead;
+    for (int64_t b = 0, r = 0, now; b < count; b++, r += now) {
+        now = block_rows(rows, r);
+        s.ahead = next + b * ((until - from) / INPUTS * GROUPS * GROUP / shares);
+        s.lines = b < shares ? (GROUP / 64 + shares - 1) / shares : 0;
+        product(s, x + r * inputs, inputs, from, until, now, sums + r);
+        s.there = s.room != 0;
+    }
+}
+
+/* One panel times all rows of x. Several blocks of rows take the same CHUNK inputs from the cache, one after the other,
+   and fetch the next meanwhile. */
+static void panel_product(const uint8_t *panel, const uint16_t *spare, const uint16_t *x, int64_t inputs, int64_t rows,
+                          float sums[][WIDE])
+{
+    int64_t chunk = rows <= MOST ? inputs : CHUNK;
+    uint16_t room[CHUNK * WIDE] __attribute__((aligned(64)));
+    const char *groups = (const char *)panel + header(inputs);
+    memset(sums, 0, rows * sizeof *sums);
+    for (int64_t from = 0; from < inputs; from += chunk) {
+        int64_t until = least(from + chunk, inputs);
+        const char *ahead = groups + (rows <= MOST ? AHEAD : until / INPUTS * GROUPS * GROUP);
+        blocks((source){panel, spare, rows > MOST ? room : 0, 0, 0, ahead}, x, inputs, from, until, rows, sums);
+    }
+}
+
+#else
+
+int compact_available(void) { return 0; }
+
+static void panel_product(const uint8_t *panel, const uint16_t *spare, const uint16_t *x, int64_t inputs, int64_t rows,
+                          float sums[][WIDE])
+{
+    (void)panel, (void)spare, (void)x, (void)inputs, (void)rows, (void)sums;
+}
+
+#endif
+
+/* Rows [from, until) of x [rows, inputs]: of each block of rows INPUTS numbers of one row after those of the other, so that
+   they are read in one stream. One row lies so already. */
+static void interlace(const uint16_t *x, int64_t rows, int64_t inputs, int64_t from, int64_t until, uint16_t *to)
+{
+    for (int64_t begin = 0, now; begin < until; begin += now) {
+        now = block_rows(rows, begin);
+        for (int64_t i = 0; i < inputs; i += INPUTS)
+            for (int64_t r = from > begin ? from - begin : 0; r < least(now, until - begin); r++)
+                memcpy(to + begin * inputs + i * now + r * INPUTS, x + (begin + r) * inputs + i, INPUTS * sizeof *to);
+    }
+}
+
+/* As `matrix_product`; `room` is for rows x inputs numbers, for each thread where there are few rows: to read what
+   another core has just written takes longer than to copy it. */
+void compact_product(const uint16_t *x, const uint8_t *panels, const uint16_t *spare, uint16_t *room, const float *bias,
+                     int swish, const uint16_t *other, int operation, uint16_t *y, int64_t rows, int64_t inputs,
+                     int64_t outputs, int threads)
+{
+    const tail after = {bias, other, y, outputs, swish, operation};
+#pragma omp parallel num_threads(threads)
+    {
+        int64_t self = omp_get_thread_num(), count = omp_get_num_threads();
+        float(*sums)[WIDE] = aligned_alloc(64, rows * sizeof *sums);
+        uint16_t *own = rows > MOST ? room : room + self * rows * inputs;
+        if (rows > MOST) {
+            interlace(x, rows, inputs, rows * self / count, rows * (self + 1) / count, own);
+#pragma omp barrier
+        } else if (rows > 1) {
+            interlace(x, rows, inputs, 0, rows, own);
+        }
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < (outputs + WIDE - 1) / WIDE; p++) {
+            panel_product(panels + p * panel_bytes(inputs), spare, rows > 1 ? own : x, inputs, rows, sums);
+            for (int64_t r = 0; r < rows; r++) finish(sums[r], &after, r, p * WIDE);
+        }
+        free(sums);
+    }
+}

@@ -1,0 +1,40 @@
+/* What the products of bfloat16 matrices have in common: panels of WIDE outputs, and what follows their sums. */
+
+#ifndef PACELINE_PANELS_H
+#define PACELINE_PANELS_H
+
+#include "lanes.h"
+
+enum { WIDE = 2 * LANES };
+
+enum { SET, ADD, MULTIPLY };
+
+/* What becomes of the sums, and where: y [rows, outputs], with a bias or none, an activation, and another operand. */
+typedef struct {
+    const float *bias;
+    const uint16_t *other;
+    uint16_t *y;
+    int64_t outputs;
+    int swish, operation;
+} tail;
+
+/* The sums of one row from output `from` on: bias, activation and the other operand in float32, then rounded once. */
+static inline void finish(float *sums, const tail *after, int64_t row, int64_t from)
+{
+    int64_t at = row * after->outputs + from, count = least(WIDE, after->outputs - from);
+    if (after->bias)
+        for (int64_t o = 0; o < count; o++) sums[o] += after->bias[from + o];
+    if (after->swish)
+        for (int k = 0; k < WIDE; k += LANES) store(sums + k, silu(load(sums + k)));
+    if (after->operation != SET) {
+        float x[WIDE];
+        widen(after->other, 1, at, count, x);
+        if (after->operation == ADD)
+            for (int64_t o = 0; o < count; o++) sums[o] += x[o];
+        else
+            for (int64_t o = 0; o < count; o++) sums[o] *= x[o];
+    }
+    narrow(sums, 1, after->y, at, count);
+}
+
+#endif
