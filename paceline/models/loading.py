@@ -12,6 +12,7 @@ from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
 from paceline.models.recurrent import RecurrentModel, is_recurrent
 from paceline.models.seq2seq import Seq2SeqModel, is_seq2seq
+from paceline.native.pages import trim
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -72,6 +73,7 @@ def load_model(
         from paceline.models.fast import speed_up
 
         speed_up(adapter)
+        trim()  # the weights that were laid out anew
     return adapter
 
 

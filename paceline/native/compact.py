@@ -21,7 +21,7 @@ from torch import Tensor
 
 from paceline.native import Kernels
 from paceline.native.matrix import WIDE, Panels
-from paceline.native.pages import WEIGHTS
+from paceline.native.pages import WEIGHTS, Pages
 
 #: Inputs of a block, and weights; `INPUTS` and `BLOCK` in `compact.c`.
 INPUTS = 32
@@ -63,7 +63,8 @@ class CompactPanels(Panels):
 
     def _lay_out(self, native: Kernels, panels: Tensor) -> None:
         library, inputs = _declared(native.library), self.shape[1]
-        plain, counts = panels.contiguous(), torch.empty(len(panels), dtype=torch.int64)
+        # In pages of its own, which go back to the system at once: the heap would keep the room of each matrix.
+        plain, counts = Pages().copy(panels), torch.empty(len(panels), dtype=torch.int64)
         self._library = library
         self._panels = WEIGHTS.empty((library.compact_bytes(inputs, self.shape[0]),), torch.uint8)
         source = (plain.data_ptr(), len(plain), inputs, self._panels.data_ptr())

@@ -6,6 +6,8 @@ reading pages that lie scattered in the memory, costs a CPU up to a fifth of its
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import mmap
 import threading
@@ -64,6 +66,12 @@ def _mapped(size: int) -> mmap.mmap:
     chunk = mmap.mmap(-1, -(-size // PAGE) * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     chunk.madvise(mmap.MADV_HUGEPAGE)
     return chunk
+
+
+def trim() -> None:
+    """Give memory that was freed back to the system, where the C library can; it keeps much of what weights leave."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 #: For every model's weights.
