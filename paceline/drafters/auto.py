@@ -3,8 +3,9 @@
 *Worth.* Every drafted node `v` comes with the drafter's guess of the chance that it is accepted, corrected by what
 became of such guesses in this text (`Trust`); call it `A(v)`. A step that scores the `n` best nodes brings
 `E(n) = 1 + sum A(v)` tokens in expectation and takes `R(n)` seconds, where `R` is what a pass of that many rows was
-measured to cost on this device (`PassCosts`), plus the drafting. `n` is chosen to maximise `E(n) / R(n)`; `n = 0` is
-plain decoding. With several texts in a batch they share the pass, and `n` is common.
+measured to cost on this device (`PassCosts`), plus drafting and judging. `n` maximises `E(n) / R(n)`; `n = 0` is
+plain decoding. With several texts in a batch they share the pass, and `n` is common. Where drafts bring less than
+asking for them takes, nobody is asked for a while (`Rest`).
 
 *Who drafts.* Drafters that take next to no time (copying, a table) are asked at every step, and the best draft of the
 step wins. Drafters that take time (a model) must be chosen before they are asked. They are arms of a bandit: the
@@ -28,9 +29,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
+from paceline.drafters.expense import PATIENCE, Beside, Rest, moved
 from paceline.drafters.worth import Form, Offer, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
@@ -54,14 +57,19 @@ class Notes(Shared):
 
     Attributes:
         forms, trusts: of each member.
+        rest: when nobody is asked.
         steps: steps so far.
         reach: tokens that a paid member is asked for.
+        sent, spent: drafted tokens of the last step, and seconds of judging and keeping until before it.
     """
 
     forms: list[Form] = field(default_factory=list)
     trusts: list[Trust] = field(default_factory=list)
+    rest: Rest = field(default_factory=Rest)
     steps: int = 0
     reach: int = 1
+    sent: int = 0
+    spent: float = 0.0
 
 
 @method(
@@ -95,8 +103,9 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        # By number of texts in a batch: seconds that a step takes beyond the pass, which was measured with one context.
-        self._beyond: dict[int, float] = {}
+        self._beside = Beside()
+        self._asking: float | None = None
+        self._brought = Form(PATIENCE, PATIENCE)
         self._sent: tuple[float, int, int] | None = None
         self._common = self.most
         if self.most < 1:
@@ -129,25 +138,49 @@ class Auto(Ensemble):
     def shared(self) -> Notes:
         count = len(self.members)
         forms, trusts = [form.hint() for form in self._forms], [Trust() for _ in range(count)]
-        return Notes([None] * count, [None] * count, forms=forms, trusts=trusts, reach=self._spare)
+        rest = Rest(self._brought.hint(PATIENCE))
+        return Notes([None] * count, [None] * count, forms=forms, trusts=trusts, rest=rest, reach=self._spare)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
-        limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
-        best = {s: Offer.none(s.tokens[-1]) for s in sequences}
-        rows = len(sequences)
+        began, rows = clock(), len(sequences)
+        if rows == 1:
+            self._time_judging(sequences[0])
+        asked = [s for s in sequences if not s.drafts.rest.begins()]
+        if asked:
+            limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
+            best = {s: Offer.none(s.tokens[-1]) for s in sequences}
+            self._ask_all(asked, limits, best, rows)
+            self._common = self._width(list(best.values()), rows)
+            trees = [best[s].cut(self._common) for s in sequences]
+            self._asking = moved(self._asking, (clock() - began) / len(asked))
+        else:
+            trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
+        for s, tree in zip(sequences, trees, strict=True):
+            s.drafts.sent = tree.drafted
+        self._sent = clock(), rows, sum(len(tree) for tree in trees)
+        return trees
+
+    def _ask_all(
+        self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
+    ) -> None:
+        """Ask every member that may have something; `best` becomes the best drafts."""
         paid = [i for i, seconds in enumerate(self._seconds) if seconds > FREE * self._costs(1)]
         for member in range(len(self.members)):
             if member not in paid:
-                self._offers(member, list(sequences), limits, best, rows)
+                self._offers(member, sequences, limits, best, rows)
         for member in paid:
             # What nobody knows yet, one text finds out for all.
             if hopeful := [s for s in sequences if self._hopeful(member, s, best[s], rows)]:
                 known = self._calls[member] >= WARM
                 self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
-        self._common = self._width(list(best.values()), rows)
-        trees = [best[s].cut(self._common) for s in sequences]
-        self._sent = clock(), rows, sum(len(tree) for tree in trees)
-        return trees
+
+    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if not sequence.drafts.rest.now:
+            return super().peek(sequence, tree, logits, scores)
+        return logits.new_empty(0)
+
+    def observe(self, outcomes: Seq[Outcome]) -> None:
+        super().observe([outcome for outcome in outcomes if not outcome.sequence.drafts.rest.now])
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         self._time_step()
@@ -160,18 +193,32 @@ class Auto(Ensemble):
                     trust.learn(seen.tree, seen.path)
                     for form in (notes.forms[i], self._forms[i]):
                         form.add(len(outcome.tokens), outcome.tree.drafted)
-            held = len(outcome.path) - 1 == outcome.tree.drafted
+            accepted = len(outcome.path) - 1
+            if self._asking is not None and not notes.rest.now:
+                notes.rest.asked(accepted, self._asking, self._plain(len(outcomes)))
+                self._brought.add(accepted, 0)
+            held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
+
+    def _plain(self, texts: int) -> float:
+        """Seconds of a step without drafts, for each of so many texts."""
+        return float(self._costs(texts) + self._beside(texts)) / texts
 
     def _time_step(self) -> None:
         """Learn what the step of a batch that ends took beyond its pass."""
         if self._sent is not None and self._sent[1] > 1:
             sent, texts, nodes = self._sent
-            beyond = max(0.0, clock() - sent - self._costs(nodes))
-            known = self._beyond.get(texts)
-            self._beyond[texts] = beyond if known is None else known + 0.1 * (beyond - known)
+            self._beside.batch(texts, max(0.0, clock() - sent - self._costs(nodes)))
         self._sent = None
+
+    def _time_judging(self, sequence: Sequence) -> None:
+        """Learn what the last step of a single text took beside its pass."""
+        notes, stats = sequence.drafts, sequence.stats
+        spent = stats.judge + stats.keep
+        if notes.steps > 1:  # the first one is the prompt's
+            self._beside.single(notes.sent, spent - notes.spent)
+        notes.spent = spent
 
     def _offers(
         self,
@@ -217,8 +264,9 @@ class Auto(Ensemble):
         # The others in a batch wait meanwhile.
         doubt = math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
         bonus = self.explore * (1 + nodes) * doubt / rows
-        spent = rows * self._seconds[member] + self._beyond.get(rows, 0.0)
-        whole = (tokens + bonus) / (self._costs(round(rows * (1 + nodes))) + spent)
+        spent = rows * self._seconds[member]
+        step = self._costs(round(rows * (1 + nodes))) + self._beside(rows, nodes)
+        whole = float((tokens + bonus) / (step + spent))
         return max(whole, self._shorter(tokens, nodes, rows, spent)) > self._rate(offer, rows)
 
     def _shorter(self, tokens: float, nodes: float, rows: int, spent: float) -> float:
@@ -227,12 +275,13 @@ class Auto(Ensemble):
             return 0.0
         sizes, chance = np.arange(1, max(2, round(nodes) + 1)), 1 - 1 / max(tokens, 1.0)
         expected = np.cumsum(chance ** np.arange(len(sizes) + 1))[1:]
-        return float((expected / (self._costs.each(rows * (1 + sizes)) + spent)).max())
+        seconds = self._costs.each(rows * (1 + sizes)) + self._beside(rows, sizes) + spent
+        return float((expected / seconds).max())
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
         if not offer.tree.drafted:
-            return 1 / (self._costs(rows) + self._beyond.get(rows, 0.0))
+            return 1 / (rows * self._plain(rows))
         return float(self._rates(offer.gains, rows).max())
 
     def _width(self, offers: list[Offer], rows: int) -> int:
@@ -245,8 +294,9 @@ class Auto(Ensemble):
 
     def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
         """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""
-        seconds = self._costs.each(rows * np.arange(1, len(gains) + 1)) + self._beyond.get(rows, 0.0)
-        return gains / seconds
+        nodes = np.arange(len(gains))
+        seconds = self._costs.each(rows * (1 + nodes)) + self._beside(rows, nodes)
+        return np.asarray(gains / seconds)
 
 
 def _pocket_draft(target: CausalModel) -> Drafter | None:

@@ -147,6 +147,8 @@ class DraftModel(ChainModel):
         for outcome in outcomes:
             draft, accepted = outcome.sequence.drafts, len(outcome.path) - 1
             before = len(outcome.sequence.tokens) - len(outcome.tokens)
+            if draft.tree is None and draft.row.length <= before:  # it was not asked
+                continue
             self._cache.keep(draft.row, draft.held(outcome.tokens[:accepted]))
             self._cache.crop(draft.row, before + accepted)
             if draft.tree is not None and self._tree is not None:

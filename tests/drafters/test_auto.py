@@ -136,6 +136,33 @@ def test_a_draft_that_failed_in_one_text_is_tried_again_in_the_next(slow: Slow) 
     assert passes < 35
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.15])
+def test_a_text_with_hopeless_drafts_is_left_alone_where_asking_takes_time(slow: Slow, seconds: float) -> None:
+    """A drafter that is free by its share, in steps so short that asking is felt."""
+    slow.seconds = seconds
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = PassCosts({1: 10.0, 6: 10.0, 12: 16.0})
+    chooser = Auto(copy=slow, table=None, draft=None)
+    result = engine.generate([5], drafter=chooser, max_new_tokens=200, ignore_eos=True)
+    assert result.tokens == engine.generate([5], max_new_tokens=200, ignore_eos=True).tokens
+    passes = result.stats.forward_passes
+    assert passes >= 190
+    assert slow.asked == passes if seconds == 0 else slow.asked < 0.8 * passes
+
+
+def test_a_text_whose_drafts_hold_never_rests(slow: Slow) -> None:
+    module = llama(context=256)
+    module.generation_config.eos_token_id = None
+    engine = engine_of(module, "none")
+    engine.model.costs = FLAT_TO_SIX
+    slow.texts[5] = engine.generate([5], max_new_tokens=150, ignore_eos=True).tokens
+    slow.seconds = 0.015
+    chooser = Auto(copy=slow, table=None, draft=None)
+    result = engine.generate([5], drafter=chooser, max_new_tokens=150, ignore_eos=True)
+    assert slow.asked >= result.stats.forward_passes - 1
+    assert result.stats.tokens_per_pass > 4
+
+
 def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     chooser = Auto(draft=None)
     chooser._costs = PassCosts({1: 1.0, 64: 64.0})
@@ -145,7 +172,7 @@ def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pyt
     for texts in (1, 8):
         chooser._sent = 0.0, texts, texts
         chooser._time_step()
-    assert chooser._beyond == {8: pytest.approx(92.0)}
+    assert (chooser._beside(8), chooser._beside(1)) == (pytest.approx(92.0), 0.0)
     assert chooser._rates(gains, 8).argmax() == 2
     assert chooser._rates(gains, 1).argmax() == 0
 

@@ -1,0 +1,88 @@
+"""What a step takes beside its pass, and when asking for drafts costs more than they bring.
+
+Passes of large models dwarf both. Those of a model of a few million weights take a millisecond, and then a tenth of one
+spent on choosing a draft is a tenth of the speed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from paceline.drafters.worth import Form
+
+#: Weight of what was seen last.
+NEWS = 0.1
+#: Share of a plain step that asking for drafts may take where they bring nothing, and most steps without asking.
+SHARE, LONGEST = 0.01, 16
+#: Steps that a text's drafts are given until it is known what they bring.
+PATIENCE = 4.0
+
+
+def moved(known: float | None, seen: float) -> float:
+    """A mean that follows what is seen; one step that something else held up hardly moves it."""
+    return seen if known is None else known + NEWS * (min(seen, 3 * known + 1e-5) - known)
+
+
+class Beside:
+    """Seconds of a step beside its pass, by texts and drafted tokens.
+
+    A single text's statistics say what judging and keeping took; of a batch, what the whole step took beyond the pass
+    of so many rows, since that was measured with one context for all.
+    """
+
+    def __init__(self) -> None:
+        self._batches: dict[int, float] = {}
+        self._plain: float | None = None
+        self._drafted: float | None = None
+
+    def __call__(self, texts: int, nodes: float | np.ndarray = 0) -> float | np.ndarray:
+        """For `texts` texts with `nodes` drafted tokens each."""
+        if texts > 1:
+            return self._batches.get(texts, 0.0)
+        return (self._plain or 0.0) + (self._drafted or 0.0) * nodes
+
+    def batch(self, texts: int, seconds: float) -> None:
+        """A step of several texts took so long beyond its pass."""
+        known = self._batches.get(texts)
+        self._batches[texts] = seconds if known is None else known + NEWS * (seconds - known)
+
+    def single(self, nodes: int, seconds: float) -> None:
+        """Judging and keeping took so long in a step of one text."""
+        if not nodes:
+            self._plain = moved(self._plain, seconds)
+        elif self._plain is not None:
+            self._drafted = moved(self._drafted, max(0.0, seconds - self._plain) / nodes)
+
+
+@dataclass
+class Rest:
+    """When one text's drafts are not asked for.
+
+    While drafts bring less time than asking for them takes, most steps go without, so many that asking takes `SHARE`
+    of the time; a look that finds something ends it.
+
+    Attributes:
+        brought: accepted tokens of the steps in which was asked.
+        left: steps without asking that are to come.
+        now: the step at hand is one.
+    """
+
+    brought: Form = field(default_factory=lambda: Form(PATIENCE, PATIENCE))
+    left: int = 0
+    now: bool = False
+
+    def begins(self) -> bool:
+        """A step begins; whether it goes without."""
+        self.now = self.left > 0
+        self.left -= self.now
+        return self.now
+
+    def asked(self, accepted: int, asking: float, plain: float) -> None:
+        """A step brought `accepted` drafted tokens; asking takes `asking` seconds, a step without a draft `plain`."""
+        self.brought.add(accepted, 0)
+        if accepted or self.brought.tokens / self.brought.steps * plain >= asking:
+            self.left = 0
+        else:
+            self.left = min(LONGEST, int(asking / (SHARE * plain)))

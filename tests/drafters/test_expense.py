@@ -1,0 +1,61 @@
+"""What steps take beside their passes, and texts whose drafts are not worth asking for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paceline.drafters.expense import LONGEST, SHARE, Beside, Rest, moved
+
+
+def test_judging_is_learnt_by_drafted_token() -> None:
+    beside = Beside()
+    beside.single(4, 9.0)  # nothing to compare it with yet
+    assert beside(1, 4) == 0
+    for _ in range(200):
+        beside.single(0, 0.2)
+        beside.single(4, 1.0)
+    assert beside(1) == pytest.approx(0.2)
+    assert np.allclose(beside(1, np.arange(3)), [0.2, 0.4, 0.6])
+    assert beside(8) == 0
+    beside.batch(8, 2.0)
+    beside.batch(8, 3.0)
+    assert beside(8, 5) == pytest.approx(2.1)
+    assert beside(7) == 0
+
+
+def test_one_step_that_was_held_up_hardly_counts() -> None:
+    assert moved(None, 5.0) == 5.0
+    assert moved(1.0, 1000.0) < 1.3
+    assert moved(1.0, 0.0) == pytest.approx(0.9)
+
+
+def test_drafts_that_bring_nothing_take_a_hundredth_of_the_time() -> None:
+    rest, asked = Rest(), []
+    for step in range(2000):
+        if not rest.begins():
+            asked.append(step)
+            rest.asked(0, 0.08, 1.0)
+    assert asked[:20] == list(range(20))  # it is given time
+    assert np.diff(asked[-20:]) == pytest.approx(1 + 0.08 / SHARE)
+    assert not rest.now
+    rest.asked(0, 50.0, 1.0)
+    assert rest.left == LONGEST
+
+
+def test_a_draft_that_holds_ends_the_rest() -> None:
+    rest = Rest()
+    for _ in range(200):
+        if not rest.begins():
+            rest.asked(0, 0.08, 1.0)
+    while rest.begins():
+        pass
+    rest.asked(3, 0.08, 1.0)
+    assert not rest.begins()
+
+
+def test_asking_that_takes_next_to_nothing_never_rests() -> None:
+    rest = Rest()
+    for _ in range(500):
+        assert not rest.begins()
+        rest.asked(0, 0.5 * SHARE, 1.0)
