@@ -6,7 +6,7 @@
 
 #include "lanes.h"
 
-enum { WIDE = 2 * LANES, MOST = 8, AHEAD = 4096, MIDDLE = 128 };
+enum { WIDE = 2 * LANES, MOST = 8, AHEAD = 8192, NEAR = 512, MIDDLE = 128 };
 
 #ifdef __AVX512VNNI__
 
@@ -22,8 +22,11 @@ static inline __attribute__((always_inline)) void few(const int8_t *panel, const
     for (int r = 0; r < rows; r++) low[r] = high[r] = _mm512_setzero_si512();
     for (int64_t i = 0; i < inputs; i += 4, panel += 4 * WIDE) {
         __m512i a = _mm512_loadu_si512(panel), b = _mm512_loadu_si512(panel + 2 * WIDE);
-        _mm_prefetch((const char *)panel + AHEAD, _MM_HINT_T0);
-        _mm_prefetch((const char *)panel + AHEAD + 64, _MM_HINT_T0);
+        /* From memory to the second cache, and from there to the first. */
+        for (int line = 0; line < 4 * WIDE; line += 64) {
+            _mm_prefetch((const char *)panel + AHEAD + line, _MM_HINT_T1);
+            _mm_prefetch((const char *)panel + NEAR + line, _MM_HINT_T0);
+        }
 #pragma GCC unroll 8
         for (int r = 0; r < rows; r++) {
             int32_t some;
