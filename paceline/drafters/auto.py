@@ -47,6 +47,8 @@ clock = time.perf_counter
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
+#: How much faster a batch must be expected to advance with drafts: there they bring little, and guesses are rough.
+MARGIN = 1.1
 #: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
 WARM = 3
 
@@ -107,7 +109,7 @@ class Auto(Ensemble):
         self._asking: float | None = None
         self._brought = Form(PATIENCE, PATIENCE)
         self._sent: tuple[float, int, int] | None = None
-        self._common = self.most
+        self._common, self._node = self.most, 0.0
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
         if not self.explore >= 0:
@@ -157,7 +159,10 @@ class Auto(Ensemble):
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
             s.drafts.sent = tree.drafted
-        self._sent = clock(), rows, sum(len(tree) for tree in trees)
+        total = sum(len(tree) for tree in trees)
+        self._sent, self._node = (clock(), rows, total), 0.0
+        if total > rows:
+            self._node = (self._costs(total) - self._costs(rows)) / (total - rows)
         return trees
 
     def _ask_all(
@@ -195,8 +200,10 @@ class Auto(Ensemble):
                         form.add(len(outcome.tokens), outcome.tree.drafted)
             accepted = len(outcome.path) - 1
             if self._asking is not None and not notes.rest.now:
-                notes.rest.asked(accepted, self._asking, self._plain(len(outcomes)))
-                self._brought.add(accepted, 0)
+                plain = self._plain(len(outcomes))
+                saved = accepted - outcome.tree.drafted * self._node / plain
+                notes.rest.asked(saved, self._asking, plain)
+                self._brought.add(saved, 0)
             held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
@@ -267,7 +274,8 @@ class Auto(Ensemble):
         spent = rows * self._seconds[member]
         step = self._costs(round(rows * (1 + nodes))) + self._beside(rows, nodes)
         whole = float((tokens + bonus) / (step + spent))
-        return max(whole, self._shorter(tokens, nodes, rows, spent)) > self._rate(offer, rows)
+        needed = self._rate(offer, rows) * (MARGIN if rows > 1 else 1.0)
+        return max(whole, self._shorter(tokens, nodes, rows, spent)) > needed
 
     def _shorter(self, tokens: float, nodes: float, rows: int, spent: float) -> float:
         """Tokens a second of drafts shorter than those so far, for batches, where each drafted token costs more."""
@@ -290,7 +298,8 @@ class Auto(Ensemble):
         if not widest:
             return 0
         gains = sum(np.pad(offer.gains, (0, widest - len(offer.order)), mode="edge") for offer in offers)
-        return int(self._rates(np.asarray(gains), rows).argmax())
+        rates = self._rates(np.asarray(gains), rows)
+        return int(rates.argmax()) if rows == 1 or rates.max() > MARGIN * rates[0] else 0
 
     def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
         """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""

@@ -64,7 +64,7 @@ class Rest:
     of the time; a look that finds something ends it.
 
     Attributes:
-        brought: accepted tokens of the steps in which was asked.
+        brought: plain steps that the drafts of the steps in which was asked saved, less what judging them took.
         left: steps without asking that are to come.
         now: the step at hand is one.
     """
@@ -79,10 +79,16 @@ class Rest:
         self.left -= self.now
         return self.now
 
-    def asked(self, accepted: int, asking: float, plain: float) -> None:
-        """A step brought `accepted` drafted tokens; asking takes `asking` seconds, a step without a draft `plain`."""
-        self.brought.add(accepted, 0)
-        if accepted or self.brought.tokens / self.brought.steps * plain >= asking:
+    def asked(self, saved: float, asking: float, plain: float) -> None:
+        """A step in which was asked.
+
+        Args:
+            saved: plain steps that its draft saved, less what scoring it took.
+            asking: seconds that asking takes.
+            plain: seconds of a plain step.
+        """
+        self.brought.add(saved, 0)
+        if saved > 0.5 or self.brought.tokens / self.brought.steps * plain >= asking:
             self.left = 0
         else:
             self.left = min(LONGEST, int(asking / (SHARE * plain)))

@@ -1,147 +1,21 @@
-/* Products of bfloat16 matrices that are kept in 12 bits a weight, bit for bit the same; `compact.py` says why.
-
-   A block is 32 inputs of a panel's WIDE outputs. The weights of a block have few exponents, so each is kept as its
-   sign and mantissa (8 bits) and the place of its exponent (4 bits) in the block's table of 16. Panels lie one after
-   the other: first the tables of its blocks, then the blocks, each of GROUPS groups of
-
-       32 words: the places of 4 vectors' exponents, 4 bits each, the lowest the first vector's;
-       32 words: signs and mantissas of two vectors, the second's with its bytes exchanged;
-       32 words: the same of the other two.
-
-   A vector is one pair of inputs of half of the outputs, as in `matrix.c`. A block with more exponents lies in `spare` as
-   it was; its table begins with a higher exponent than it goes on with, and then says where. */
+/* Products of bfloat16 matrices that are kept as `compact.h` says: the same bits as those of `matrix.c`. */
 
 #include <omp.h>
 
-#include "panels.h"
+#include "compact.h"
 
 enum {
-    INPUTS = 32,           /* of a block */
-    BLOCK = INPUTS * WIDE, /* weights of it */
-    GROUPS = 8,
-    GROUP = 192,           /* bytes */
-    TABLE = 16,
-    MOST = 12,             /* rows that the registers hold */
-    CHUNK = 256,           /* inputs that are decoded at a time otherwise: 16 KB, of the first cache's 32 or 48 */
-    AHEAD = 8192,          /* bytes that are fetched ahead into the second cache */
-    NEAR = 768,            /* and from there into the first */
+    MOST = 12,    /* rows that the registers hold; `MOST` in compact.py */
+    CHUNK = 256,  /* inputs of a panel that several blocks of rows share: 16 KB decoded, of the first cache's 32 */
+    AHEAD = 8192, /* bytes that are fetched ahead into the second cache */
+    NEAR = 768,   /* and from there into the first */
 };
-
-/* Bytes of the tables of a panel; the blocks begin where a line of the cache does. */
-static inline int64_t header(int64_t inputs) { return (inputs / INPUTS * TABLE + 63) / 64 * 64; }
-
-static inline int64_t panel_bytes(int64_t inputs) { return header(inputs) + inputs / INPUTS * GROUPS * GROUP; }
-
-static inline int is_spare(const uint8_t *table) { return table[0] > table[1]; }
-
-static inline const uint16_t *spare_block(const uint8_t *table, const uint16_t *spare)
-{
-    int64_t at;
-    memcpy(&at, table + 8, sizeof at);
-    return spare + at * BLOCK;
-}
-
-int64_t compact_bytes(int64_t inputs, int64_t outputs) { return (outputs + WIDE - 1) / WIDE * panel_bytes(inputs); }
 
 /* How many rows are multiplied together, as evenly as can be, when `done` of them are done. */
 static inline int64_t block_rows(int64_t rows, int64_t done)
 {
     int64_t left = rows - done, blocks = (left + MOST - 1) / MOST;
     return (left + blocks - 1) / blocks;
-}
-
-/* A block's exponents in order into `table`, with their places; returns how many there are. */
-static int64_t tabulate(const uint16_t *weights, uint8_t *table, uint8_t *places)
-{
-    uint8_t used[256] = {0};
-    for (int i = 0; i < BLOCK; i++) used[weights[i] >> 7 & 255] = 1;
-    int64_t count = 0;
-    for (int e = 0; e < 256; e++)
-        if (used[e]) {
-            if (count < TABLE) table[count] = e;
-            places[e] = count++;
-        }
-    for (int64_t i = count; i < TABLE; i++) table[i] = table[count - 1];
-    return count;
-}
-
-static void encode(const uint16_t *weights, const uint8_t *places, uint8_t *to)
-{
-    for (int g = 0; g < GROUPS; g++, weights += 4 * 32, to += GROUP) {
-        uint16_t words[3][32];
-        for (int k = 0; k < 32; k++) {
-            const uint16_t w[4] = {weights[k], weights[32 + k], weights[64 + k], weights[96 + k]};
-            words[0][k] = 0;
-            for (int v = 0; v < 4; v++) words[0][k] |= places[w[v] >> 7 & 255] << 4 * v;
-            for (int v = 0; v < 4; v += 2)
-                words[1 + v / 2][k] = (w[v] & 0x807f) | (w[v + 1] & 0x8000) >> 8 | (w[v + 1] & 0x7f) << 8;
-        }
-        memcpy(to, words, sizeof words);
-    }
-}
-
-/* From panels as in `matrix.c` to compact ones, and how many blocks of each belong into `spare`. */
-void compact_pack(const uint16_t *panels, int64_t count, int64_t inputs, uint8_t *to, int64_t *spared, int threads)
-{
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t p = 0; p < count; p++) {
-        uint8_t *table = to + p * panel_bytes(inputs), *body = table + header(inputs);
-        spared[p] = 0;
-        for (int64_t i = 0; i < inputs; i += INPUTS, table += TABLE, body += GROUPS * GROUP) {
-            const uint16_t *weights = panels + (p * inputs + i) * WIDE;
-            uint8_t places[256];
-            if (tabulate(weights, table, places) <= TABLE) {
-                encode(weights, places, body);
-            } else {
-                table[0] = 1, table[1] = 0;
-                spared[p]++;
-            }
-        }
-    }
-}
-
-/* Copies the blocks that belong there into `spare`, and says in their tables where. */
-void compact_spare(const uint16_t *panels, int64_t count, int64_t inputs, uint8_t *to, uint16_t *spare)
-{
-    for (int64_t p = 0, at = 0; p < count; p++) {
-        uint8_t *table = to + p * panel_bytes(inputs);
-        for (int64_t i = 0; i < inputs; i += INPUTS, table += TABLE)
-            if (is_spare(table)) {
-                memcpy(spare + at * BLOCK, panels + (p * inputs + i) * WIDE, BLOCK * sizeof *spare);
-                memcpy(table + 8, &at, sizeof at);
-                at++;
-            }
-    }
-}
-
-static void decode_block(const uint8_t *table, const uint8_t *from, uint16_t *weights)
-{
-    for (int g = 0; g < GROUPS; g++, weights += 4 * 32, from += GROUP) {
-        uint16_t words[3][32];
-        memcpy(words, from, sizeof words);
-        for (int k = 0; k < 32; k++)
-            for (int v = 0; v < 4; v++) {
-                uint16_t pair = words[1 + v / 2][k], rest = v % 2 ? pair << 8 | pair >> 8 : pair;
-                weights[v * 32 + k] = (rest & 0x807f) | table[words[0][k] >> 4 * v & 15] << 7;
-            }
-    }
-}
-
-/* Back to panels as in `matrix.c`. */
-void compact_unpack(const uint8_t *panels, const uint16_t *spare, int64_t count, int64_t inputs, uint16_t *to,
-                    int threads)
-{
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t p = 0; p < count; p++) {
-        const uint8_t *table = panels + p * panel_bytes(inputs), *body = table + header(inputs);
-        for (int64_t i = 0; i < inputs; i += INPUTS, table += TABLE, body += GROUPS * GROUP) {
-            uint16_t *weights = to + (p * inputs + i) * WIDE;
-            if (is_spare(table))
-                memcpy(weights, spare_block(table, spare), BLOCK * sizeof *weights);
-            else
-                decode_block(table, body, weights);
-        }
-    }
 }
 
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI2__)

@@ -23,10 +23,11 @@ from paceline.native import Kernels
 from paceline.native.matrix import WIDE, Panels
 from paceline.native.pages import WEIGHTS, Pages
 
-#: Inputs of a block, and weights; `INPUTS` and `BLOCK` in `compact.c`.
+#: Inputs of a block, and weights; `INPUTS` and `BLOCK` in `compact.h`.
 INPUTS = 32
 BLOCK = INPUTS * WIDE
-
+#: Up to so many rows each thread copies for itself; `MOST` in `compact.c`.
+MOST = 12
 
 _LOCAL = threading.local()
 
@@ -76,7 +77,8 @@ class CompactPanels(Panels):
         self._run, self.nbytes = library.compact_product, self._panels.nbytes + self._spare.nbytes
 
     def _reads(self, rows: int) -> tuple[int, ...]:
-        return (*self._weights, _room(rows * self.shape[1] * torch.get_num_threads()))
+        copies = torch.get_num_threads() if rows <= MOST else 1
+        return (*self._weights, _room(copies * rows * self.shape[1]))
 
     def _plain(self) -> Tensor:
         plain = torch.empty(-(-self.shape[0] // WIDE), self.shape[1] // 2, WIDE, 2, dtype=torch.bfloat16)

@@ -10,7 +10,7 @@ is the acceptance seen so far of tokens as probable as this one under the draft,
 starts at its own middle, which weighs as much as `WEIGHT` tokens. (Another predictor: override `predict`.)
 
 Paper: Huang, Guo, Wang, "SpecDec++: Boosting Speculative Decoding via Adaptive Candidate Lengths", 2024. Its example
-uses a threshold of 0.3 and lengths from 2 to 20.
+uses a threshold of 0.3 and lengths from 2 to 20; here they start at 1, since a chain need not draft at all.
 """
 
 from __future__ import annotations

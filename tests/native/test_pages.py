@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import mmap
+import platform
 import threading
 import weakref
 
+import psutil
 import pytest
 import torch
 
@@ -82,3 +84,14 @@ def test_without_huge_pages_the_memory_is_pytorchs(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(pages, "_mapped", refuse)
     x = torch.randn(3, 4)
     assert torch.equal(Pages().copy(x), x)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    process, blocks = psutil.Process(), [torch.zeros(1 << 14) for _ in range(2000)]
+    full = process.memory_info().rss
+    last = blocks[-1]  # the heap ends here
+    del blocks
+    pages.trim()
+    assert full - process.memory_info().rss > 100 << 20
+    assert not last.any()
