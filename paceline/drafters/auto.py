@@ -33,7 +33,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, Beside, Rest, moved
+from paceline.drafters.expense import PATIENCE, Beside, Luck, Rest, moved
 from paceline.drafters.worth import Form, Offer, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
@@ -47,10 +47,19 @@ clock = time.perf_counter
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
-#: How much faster a batch must be expected to advance with drafts: there they bring little, and guesses are rough.
-MARGIN = 1.1
+#: How many times as fast a batch must be expected to advance with drafts, whose worth is guessed roughly.
+MARGIN = 1.15
+#: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
+SURE = 0.5
 #: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
 WARM = 3
+
+
+class Past:
+    """What is known of all texts of one temperature: what steps brought in which a member was asked, and all drafts."""
+
+    def __init__(self, members: int = 0) -> None:
+        self.forms, self.brought = [Form() for _ in range(members)], Form(PATIENCE, PATIENCE)
 
 
 @dataclass
@@ -58,20 +67,23 @@ class Notes(Shared):
     """What is known of one text.
 
     Attributes:
+        past: what is known of others like it.
         forms, trusts: of each member.
         rest: when nobody is asked.
         steps: steps so far.
         reach: tokens that a paid member is asked for.
-        sent, spent: drafted tokens of the last step, and seconds of judging and keeping until before it.
+        sent, spent: drafted tokens of the last step, and seconds of judging and keeping until before it (None: nobody
+            was asked in it).
     """
 
+    past: Past = field(default_factory=Past)
     forms: list[Form] = field(default_factory=list)
     trusts: list[Trust] = field(default_factory=list)
     rest: Rest = field(default_factory=Rest)
     steps: int = 0
     reach: int = 1
     sent: int = 0
-    spent: float = 0.0
+    spent: float | None = None
 
 
 @method(
@@ -106,10 +118,11 @@ class Auto(Ensemble):
 
     def __post_init__(self) -> None:
         self._beside = Beside()
-        self._asking: float | None = None
-        self._brought = Form(PATIENCE, PATIENCE)
+        self._asking, self._looks = math.inf, 0
+        self._luck, self._hoped = Luck(), 0.0
+        self._past: dict[float, Past] = {}
         self._sent: tuple[float, int, int] | None = None
-        self._common, self._node = self.most, 0.0
+        self._common, self._node, self._live = self.most, 0.0, 0
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
         if not self.explore >= 0:
@@ -135,26 +148,38 @@ class Auto(Ensemble):
         self._spare = target.spare
         self._seconds: list[float] = [0.0] * len(self.members)
         self._calls = [0] * len(self.members)
-        self._forms = [Form() for _ in self.members]
 
     def shared(self) -> Notes:
         count = len(self.members)
-        forms, trusts = [form.hint() for form in self._forms], [Trust() for _ in range(count)]
-        rest = Rest(self._brought.hint(PATIENCE))
-        return Notes([None] * count, [None] * count, forms=forms, trusts=trusts, rest=rest, reach=self._spare)
+        return Notes([None] * count, [None] * count, trusts=[Trust() for _ in range(count)], reach=self._spare)
+
+    def begin(self, sequence: Sequence) -> None:
+        super().begin(sequence)
+        notes: Notes = sequence.drafts
+        notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
+        notes.forms, notes.rest = [form.hint() for form in notes.past.forms], Rest(notes.past.brought.hint(PATIENCE))
+        self._live += 1
+
+    def end(self, sequence: Sequence) -> None:
+        self._live -= sequence.drafts is not None
+        super().end(sequence)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         began, rows = clock(), len(sequences)
+        asked = [s for s in sequences if not s.drafts.rest.begins()]
         if rows == 1:
             self._time_judging(sequences[0])
-        asked = [s for s in sequences if not s.drafts.rest.begins()]
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
             self._ask_all(asked, limits, best, rows)
-            self._common = self._width(list(best.values()), rows)
+            first = rows == 1 and not sequences[0].drafts.steps
+            offers = list(best.values())
+            self._common = offers[0].sure(SURE) if first else self._width(offers, rows)
             trees = [best[s].cut(self._common) for s in sequences]
-            self._asking = moved(self._asking, (clock() - began) / len(asked))
+            self._hoped = sum(best[s].gains[tree.drafted] - 1 for s, tree in zip(sequences, trees, strict=True))
+            spent, self._looks = (clock() - began) / len(asked), self._looks + 1
+            self._asking = moved(self._asking, spent) if self._looks > WARM else min(spent, self._asking)
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
@@ -175,7 +200,7 @@ class Auto(Ensemble):
                 self._offers(member, sequences, limits, best, rows)
         for member in paid:
             # What nobody knows yet, one text finds out for all.
-            if hopeful := [s for s in sequences if self._hopeful(member, s, best[s], rows)]:
+            if hopeful := [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]:
                 known = self._calls[member] >= WARM
                 self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
 
@@ -188,22 +213,25 @@ class Auto(Ensemble):
         super().observe([outcome for outcome in outcomes if not outcome.sequence.drafts.rest.now])
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
-        self._time_step()
+        if self._time_step() and self._node:
+            self._luck.add(self._hoped, sum(len(outcome.path) - 1 for outcome in outcomes))
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             notes.steps += 1
+            if notes.rest.now:
+                continue
             for i, (tree, trust) in enumerate(zip(notes.trees, notes.trusts, strict=True)):
                 if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
                     seen = as_seen(outcome, tree)
                     trust.learn(seen.tree, seen.path)
-                    for form in (notes.forms[i], self._forms[i]):
+                    for form in (notes.forms[i], notes.past.forms[i]):
                         form.add(len(outcome.tokens), outcome.tree.drafted)
             accepted = len(outcome.path) - 1
-            if self._asking is not None and not notes.rest.now:
+            if self._looks >= WARM:
                 plain = self._plain(len(outcomes))
                 saved = accepted - outcome.tree.drafted * self._node / plain
                 notes.rest.asked(saved, self._asking, plain)
-                self._brought.add(saved, 0)
+                notes.past.brought.add(saved, 0)
             held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
@@ -212,18 +240,23 @@ class Auto(Ensemble):
         """Seconds of a step without drafts, for each of so many texts."""
         return float(self._costs(texts) + self._beside(texts)) / texts
 
-    def _time_step(self) -> None:
-        """Learn what the step of a batch that ends took beyond its pass."""
-        if self._sent is not None and self._sent[1] > 1:
+    def _time_step(self) -> bool:
+        """Learn what the step of a batch that ends took beyond its pass; whether it was one."""
+        several = self._sent is not None and self._sent[1] > 1
+        if self._sent is not None and several:
             sent, texts, nodes = self._sent
-            self._beside.batch(texts, max(0.0, clock() - sent - self._costs(nodes)))
+            self._beside.batch(texts, nodes > texts, max(0.0, clock() - sent - self._costs(nodes)))
         self._sent = None
+        return several
 
     def _time_judging(self, sequence: Sequence) -> None:
         """Learn what the last step of a single text took beside its pass."""
-        notes, stats = sequence.drafts, sequence.stats
-        spent = stats.judge + stats.keep
-        if notes.steps > 1:  # the first one is the prompt's
+        notes: Notes = sequence.drafts
+        if notes.rest.now:
+            notes.spent = None
+            return
+        spent = sequence.stats.judge + sequence.stats.keep
+        if notes.spent is not None and notes.steps > 1:  # the first one is the prompt's
             self._beside.single(notes.sent, spent - notes.spent)
         notes.spent = spent
 
@@ -263,7 +296,7 @@ class Auto(Ensemble):
         if offer.tree.draws is not None:
             return False
         own: Form = sequence.drafts.forms[member]
-        form = own if own.steps else self._forms[member].hint()
+        form = own if own.steps else sequence.drafts.past.forms[member].hint()
         if not form.steps or self._calls[member] < WARM:
             return True
         tokens, nodes = form.tokens / form.steps, form.nodes / form.steps
@@ -298,6 +331,8 @@ class Auto(Ensemble):
         if not widest:
             return 0
         gains = sum(np.pad(offer.gains, (0, widest - len(offer.order)), mode="edge") for offer in offers)
+        if rows > 1:
+            gains = rows + self._luck.share * (np.asarray(gains) - rows)
         rates = self._rates(np.asarray(gains), rows)
         return int(rates.argmax()) if rows == 1 or rates.max() > MARGIN * rates[0] else 0
 

@@ -16,6 +16,8 @@ from paceline.drafters.worth import Form
 NEWS = 0.1
 #: Share of a plain step that asking for drafts may take where they bring nothing, and most steps without asking.
 SHARE, LONGEST = 0.01, 16
+#: How many times what asking takes drafts must bring: what they bring is known roughly.
+WORTH = 2.0
 #: Steps that a text's drafts are given until it is known what they bring.
 PATIENCE = 4.0
 
@@ -33,20 +35,22 @@ class Beside:
     """
 
     def __init__(self) -> None:
-        self._batches: dict[int, float] = {}
+        self._batches: dict[tuple[int, bool], float] = {}
         self._plain: float | None = None
         self._drafted: float | None = None
 
     def __call__(self, texts: int, nodes: float | np.ndarray = 0) -> float | np.ndarray:
         """For `texts` texts with `nodes` drafted tokens each."""
         if texts > 1:
-            return self._batches.get(texts, 0.0)
+            plain, drafted = self._batches.get((texts, False)), self._batches.get((texts, True))
+            plain, drafted = (x if x is not None else y or 0.0 for x, y in ((plain, drafted), (drafted, plain)))
+            return np.where(np.asarray(nodes) > 0, drafted, plain)
         return (self._plain or 0.0) + (self._drafted or 0.0) * nodes
 
-    def batch(self, texts: int, seconds: float) -> None:
-        """A step of several texts took so long beyond its pass."""
-        known = self._batches.get(texts)
-        self._batches[texts] = seconds if known is None else known + NEWS * (seconds - known)
+    def batch(self, texts: int, drafted: bool, seconds: float) -> None:
+        """A step of several texts, with drafts or without, took so long beyond its pass."""
+        known = self._batches.get((texts, drafted))
+        self._batches[texts, drafted] = seconds if known is None else known + NEWS * (seconds - known)
 
     def single(self, nodes: int, seconds: float) -> None:
         """Judging and keeping took so long in a step of one text."""
@@ -57,11 +61,32 @@ class Beside:
 
 
 @dataclass
+class Luck:
+    """How much of what drafts were expected to bring they brought.
+
+    Of several drafts the one is taken that looks best, and what looks best was judged too well more often than not.
+    """
+
+    expected: float = 4.0
+    brought: float = 4.0
+
+    def add(self, expected: float, brought: float) -> None:
+        """A step whose drafts were expected to bring some tokens brought so many."""
+        fade = 1 - NEWS / 2
+        self.expected, self.brought = fade * self.expected + expected, fade * self.brought + brought
+
+    @property
+    def share(self) -> float:
+        """Of an expectation, what will come."""
+        return min(1.25, self.brought / self.expected)
+
+
+@dataclass
 class Rest:
     """When one text's drafts are not asked for.
 
-    While drafts bring less time than asking for them takes, most steps go without, so many that asking takes `SHARE`
-    of the time; a look that finds something ends it.
+    While drafts bring less than `WORTH` times the time that asking for them takes, most steps go without, so many that
+    asking takes `SHARE` of the time; a look that finds something ends it.
 
     Attributes:
         brought: plain steps that the drafts of the steps in which was asked saved, less what judging them took.
@@ -88,7 +113,7 @@ class Rest:
             plain: seconds of a plain step.
         """
         self.brought.add(saved, 0)
-        if saved > 0.5 or self.brought.tokens / self.brought.steps * plain >= asking:
+        if saved > 0.5 or self.brought.tokens / self.brought.steps * plain >= WORTH * asking:
             self.left = 0
         else:
             self.left = min(LONGEST, int(asking / (SHARE * plain)))

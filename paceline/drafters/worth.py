@@ -112,6 +112,10 @@ class Offer:
             gains[:-1] = 0
         return cls(tree, order, gains)
 
+    def sure(self, chance: float) -> int:
+        """How many of its nodes are accepted with at least this chance."""
+        return int((np.diff(self.gains) >= chance).sum())
+
     def cut(self, nodes: int) -> TokenTree:
         """The draft of the best `nodes` nodes; a drawn one stays whole."""
         if nodes >= self.tree.drafted or self.tree.draws is not None:

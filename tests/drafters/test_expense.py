@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.drafters.expense import LONGEST, SHARE, Beside, Rest, moved
+from paceline.drafters.expense import LONGEST, SHARE, Beside, Luck, Rest, moved
 
 
 def test_judging_is_learnt_by_drafted_token() -> None:
@@ -18,10 +18,29 @@ def test_judging_is_learnt_by_drafted_token() -> None:
     assert beside(1) == pytest.approx(0.2)
     assert np.allclose(beside(1, np.arange(3)), [0.2, 0.4, 0.6])
     assert beside(8) == 0
-    beside.batch(8, 2.0)
-    beside.batch(8, 3.0)
+    beside.batch(8, True, 2.0)
+    beside.batch(8, True, 3.0)
     assert beside(8, 5) == pytest.approx(2.1)
     assert beside(7) == 0
+
+
+def test_steps_of_a_batch_are_told_apart_by_whether_something_was_drafted() -> None:
+    beside = Beside()
+    beside.batch(4, False, 1.0)
+    assert beside(4) == beside(4, 3) == 1.0
+    beside.batch(4, True, 5.0)
+    assert beside(4, np.arange(3)).tolist() == [1.0, 5.0, 5.0]
+
+
+def test_what_drafts_brought_corrects_what_they_are_expected_to() -> None:
+    luck = Luck()
+    assert luck.share == 1
+    for _ in range(200):
+        luck.add(4.0, 2.0)
+    assert luck.share == pytest.approx(0.5, abs=0.01)
+    for _ in range(200):
+        luck.add(1.0, 3.0)
+    assert luck.share == 1.25
 
 
 def test_one_step_that_was_held_up_hardly_counts() -> None:
@@ -36,9 +55,8 @@ def test_drafts_that_bring_nothing_take_a_hundredth_of_the_time() -> None:
         if not rest.begins():
             asked.append(step)
             rest.asked(0, 0.08, 1.0)
-    assert asked[:20] == list(range(20))  # it is given time
+    assert asked[:15] == list(range(15))  # it is given time
     assert np.diff(asked[-20:]) == pytest.approx(1 + 0.08 / SHARE)
-    assert not rest.now
     rest.asked(0, 50.0, 1.0)
     assert rest.left == LONGEST
 
