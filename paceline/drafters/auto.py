@@ -48,7 +48,7 @@ TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
 #: How many times as fast a batch must be expected to advance with drafts, whose worth is guessed roughly.
-MARGIN = 1.15
+MARGIN = 1.25
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
 #: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
@@ -175,7 +175,7 @@ class Auto(Ensemble):
             self._ask_all(asked, limits, best, rows)
             first = rows == 1 and not sequences[0].drafts.steps
             offers = list(best.values())
-            self._common = offers[0].sure(SURE) if first else self._width(offers, rows)
+            self._common = self._beside_prompt(offers[0]) if first else self._width(offers, rows)
             trees = [best[s].cut(self._common) for s in sequences]
             self._hoped = sum(best[s].gains[tree.drafted] - 1 for s, tree in zip(sequences, trees, strict=True))
             spent, self._looks = (clock() - began) / len(asked), self._looks + 1
@@ -335,6 +335,10 @@ class Auto(Ensemble):
             gains = rows + self._luck.share * (np.asarray(gains) - rows)
         rates = self._rates(np.asarray(gains), rows)
         return int(rates.argmax()) if rows == 1 or rates.max() > MARGIN * rates[0] else 0
+
+    def _beside_prompt(self, offer: Offer) -> int:
+        """Nodes that are worth their time beside a prompt; in a batch, where a token brings less, none are."""
+        return offer.sure(SURE) if self._live == 1 else 0
 
     def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
         """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""

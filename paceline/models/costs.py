@@ -34,7 +34,7 @@ class PassCosts:
     seconds: Mapping[int, float]
 
     def __call__(self, rows: int) -> float:
-        """Seconds of a pass over `rows` rows, interpolated; beyond the last one measured, the last slope goes on."""
+        """Seconds of a pass over `rows` rows, interpolated; beyond the last one measured, the slope goes on."""
         if rows not in self._asked:
             self._asked[rows] = float(self.each(np.array([rows]))[0])
         return self._asked[rows]
@@ -42,7 +42,8 @@ class PassCosts:
     def each(self, rows: np.ndarray) -> np.ndarray:
         """The same of every number of rows in an array."""
         known, seconds = self._curve
-        slope = (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
+        # Two passes alone may have been held up differently; the curve does not become flatter than it is on the whole.
+        slope = max((seconds[-1] - seconds[k]) / (known[-1] - known[k]) for k in (0, -2))
         return np.interp(rows, known, seconds) + slope * np.maximum(rows - known[-1], 0)
 
     @cached_property
