@@ -48,7 +48,7 @@ TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
 #: How many times as fast a batch must be expected to advance with drafts, whose worth is guessed roughly.
-MARGIN = 1.25
+MARGIN = 1.15
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
 #: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
