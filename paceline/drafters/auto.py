@@ -154,11 +154,11 @@ class Auto(Ensemble):
         return Notes([None] * count, [None] * count, trusts=[Trust() for _ in range(count)], reach=self._spare)
 
     def begin(self, sequence: Sequence) -> None:
+        self._live += 1  # `end` follows also where a member fails to begin
         super().begin(sequence)
         notes: Notes = sequence.drafts
         notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
         notes.forms, notes.rest = [form.hint() for form in notes.past.forms], Rest(notes.past.brought.hint(PATIENCE))
-        self._live += 1
 
     def end(self, sequence: Sequence) -> None:
         self._live -= sequence.drafts is not None
@@ -173,7 +173,7 @@ class Auto(Ensemble):
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
             self._ask_all(asked, limits, best, rows)
-            first = rows == 1 and not sequences[0].drafts.steps
+            first = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
             offers = list(best.values())
             self._common = self._beside_prompt(offers[0]) if first else self._width(offers, rows)
             trees = [best[s].cut(self._common) for s in sequences]
