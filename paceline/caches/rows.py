@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -46,6 +47,7 @@ class Extension:
     Attributes:
         first: index of the first row.
         starts: `[B]` first new slot of each row.
+        counts: `[B]` new nodes of each row.
         width: T, new slots a row (rows with fewer nodes are padded).
         length: S, slots that attention looks at.
         positions: `[B, T]` int64 position ids.
@@ -55,11 +57,28 @@ class Extension:
 
     first: int
     starts: list[int]
+    counts: list[int]
     width: int
     length: int
     positions: np.ndarray
     visible: np.ndarray
     slot_positions: np.ndarray
+
+    @cached_property
+    def real(self) -> np.ndarray | None:
+        """Which of the B x T places hold nodes, where some are padding; None: all do."""
+        if min(self.counts) == self.width:
+            return None
+        return np.flatnonzero(np.arange(self.width) < np.array(self.counts)[:, None])
+
+    @cached_property
+    def places(self) -> tuple[np.ndarray, np.ndarray]:
+        """Row of the B and slot of every node, `[N]` each."""
+        counts = np.array(self.counts)
+        before = np.repeat(counts.cumsum() - counts, counts)
+        return np.repeat(np.arange(len(counts)), counts), np.repeat(self.starts, counts) + np.arange(
+            len(before)
+        ) - before
 
     def window(self, size: int) -> np.ndarray:
         """`visible` restricted to the last `size` positions, the node's own included."""

@@ -50,13 +50,7 @@ class TrieLayer(CacheLayerMixin):
         """Write `[B, H, T, D]` into the slots reserved by `extend`; returns views `[B, H, S, D]`."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        extension = self.cache.pending
-        if extension is None:
-            raise RuntimeError("TrieCache.update: call extend() before the forward pass")
-        assert self.keys is not None
-        assert self.values is not None
-        rows = slice(extension.first, extension.first + len(extension.starts))
-        keys, values = self.keys[rows], self.values[rows]
+        extension, keys, values = self._reserved()
         if len(extension.starts) == 1:
             start = extension.starts[0]
             keys[:, :, start : start + extension.width] = key_states
@@ -66,6 +60,26 @@ class TrieLayer(CacheLayerMixin):
             keys.transpose(1, 2)[row, slot] = key_states.transpose(1, 2).to(keys.dtype)
             values.transpose(1, 2)[row, slot] = value_states.transpose(1, 2).to(values.dtype)
         return keys[:, :, : extension.length], values[:, :, : extension.length]
+
+    def write(self, key_states: torch.Tensor, value_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `update`, of nodes alone: `[N, H, D]`, those of one row after those of the other, nothing padded."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states[None].transpose(1, 2), value_states[None].transpose(1, 2))
+        extension, keys, values = self._reserved()
+        place = tuple(torch.from_numpy(index).to(self.cache.device) for index in extension.places)
+        keys.transpose(1, 2)[place] = key_states.to(keys.dtype)
+        values.transpose(1, 2)[place] = value_states.to(values.dtype)
+        return keys[:, :, : extension.length], values[:, :, : extension.length]
+
+    def _reserved(self) -> tuple[Extension, torch.Tensor, torch.Tensor]:
+        """The new nodes, and the keys and values of their rows."""
+        extension = self.cache.pending
+        if extension is None:
+            raise RuntimeError("TrieCache.update: call extend() before the forward pass")
+        assert self.keys is not None
+        assert self.values is not None
+        rows = slice(extension.first, extension.first + len(extension.starts))
+        return extension, self.keys[rows], self.values[rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.cache.pending.length if self.cache.pending else query_length, 0
@@ -268,14 +282,17 @@ class TrieCache(Cache):
         self.rows, self.capacity = rows, capacity
 
     def _layout(self, rows: Sequence[Row], starts: list[int], width: int) -> Extension:
-        length = bucket(max(starts) + width)
+        length, counts = (
+            bucket(max(starts) + width),
+            [row.length - start for row, start in zip(rows, starts, strict=True)],
+        )
         if all(row.length == start + width and row.is_chain for row, start in zip(rows, starts, strict=True)):
             # Chains behind their trunks, nothing padded: slot, position and order are one.
             slots = np.arange(length)
             positions = np.array(starts)[:, None] + np.arange(width)
             visible = slots <= positions[:, :, None]
             known = slots * visible[:, -1]
-            return Extension(rows[0].index, starts, width, length, positions, visible, known)
+            return Extension(rows[0].index, starts, counts, width, length, positions, visible, known)
         shape = (len(rows), width, length)
         visible = np.zeros(shape, bool)
         positions = np.zeros(shape[:2], np.int64)
@@ -292,7 +309,7 @@ class TrieCache(Cache):
             padding = np.arange(end - start, width)
             visible[b, padding, start + padding] = True
             positions[b, padding] = slots[b, start + padding] = row.trunk
-        return Extension(rows[0].index, starts, width, length, positions, visible, slots)
+        return Extension(rows[0].index, starts, counts, width, length, positions, visible, slots)
 
     def _gather(self, row: Row, nodes: Sequence[int]) -> None:
         """Move crown nodes, in ascending order, to the front of the crown."""

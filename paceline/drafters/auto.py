@@ -4,8 +4,8 @@
 became of such guesses in this text (`Trust`); call it `A(v)`. A step that scores the `n` best nodes brings
 `E(n) = 1 + sum A(v)` tokens in expectation and takes `R(n)` seconds, where `R` is what a pass of that many rows was
 measured to cost on this device (`PassCosts`), plus drafting and judging. `n` maximises `E(n) / R(n)`; `n = 0` is
-plain decoding. With several texts in a batch they share the pass, and `n` is common. Where drafts bring less than
-asking for them takes, nobody is asked for a while (`Rest`).
+plain decoding. Several texts in a batch share the pass, and the best nodes of all are scored (`Portions`). Where drafts
+bring less than asking for them takes, nobody is asked for a while (`Rest`).
 
 *Who drafts.* Drafters that take next to no time (copying, a table) are asked at every step, and the best draft of the
 step wins. Drafters that take time (a model) must be chosen before they are asked. They are arms of a bandit: the
@@ -33,8 +33,9 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, Beside, Luck, Rest, moved
-from paceline.drafters.worth import Form, Offer, Trust
+from paceline.drafters.expense import PATIENCE, Beside, Luck, Mean, Pace, Rest
+from paceline.drafters.portions import Portions
+from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
 from paceline.models.costs import PassCosts
@@ -47,19 +48,25 @@ clock = time.perf_counter
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
-#: How many times as fast a batch must be expected to advance with drafts, whose worth is guessed roughly.
+#: How many times what it costs a drafted token must be expected to bring in a batch, where both are known roughly.
 MARGIN = 1.15
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
-#: Calls until a drafter's time is known: the first is slower than any other, and must not condemn it.
-WARM = 3
+#: How many times as long as one text's, what is known of all texts' guesses lasts.
+PAST = 16
 
 
 class Past:
-    """What is known of all texts of one temperature: what steps brought in which a member was asked, and all drafts."""
+    """What is known of all texts of one temperature.
+
+    Attributes:
+        records: of each member.
+        brought, luck: of all drafts.
+    """
 
     def __init__(self, members: int = 0) -> None:
-        self.forms, self.brought = [Form() for _ in range(members)], Form(PATIENCE, PATIENCE)
+        self.records = [Record(Trust(PAST * HALF_LIFE)) for _ in range(members)]
+        self.brought, self.luck = Form(PATIENCE, PATIENCE), Luck()
 
 
 @dataclass
@@ -68,21 +75,21 @@ class Notes(Shared):
 
     Attributes:
         past: what is known of others like it.
-        forms, trusts: of each member.
+        records: of each member.
         rest: when nobody is asked.
         steps: steps so far.
         reach: tokens that a paid member is asked for.
-        sent, spent: drafted tokens of the last step, and seconds of judging and keeping until before it (None: nobody
-            was asked in it).
+        sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
+        spent: seconds of judging and keeping until before it; None: nobody was asked in it.
     """
 
     past: Past = field(default_factory=Past)
-    forms: list[Form] = field(default_factory=list)
-    trusts: list[Trust] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     rest: Rest = field(default_factory=Rest)
     steps: int = 0
     reach: int = 1
     sent: int = 0
+    hoped: float = 0.0
     spent: float | None = None
 
 
@@ -118,11 +125,10 @@ class Auto(Ensemble):
 
     def __post_init__(self) -> None:
         self._beside = Beside()
-        self._asking, self._looks = math.inf, 0
-        self._luck, self._hoped = Luck(), 0.0
+        self._asking = Mean()
         self._past: dict[float, Past] = {}
         self._sent: tuple[float, int, int] | None = None
-        self._common, self._node, self._live = self.most, 0.0, 0
+        self._node, self._live, self._padded = 0.0, 0, False
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
         if not self.explore >= 0:
@@ -145,20 +151,20 @@ class Auto(Ensemble):
             table.attach(target)
             self.members += (table,)
         self._costs: PassCosts = target.costs
-        self._spare = target.spare
-        self._seconds: list[float] = [0.0] * len(self.members)
-        self._calls = [0] * len(self.members)
+        self._spare, self._padded = target.spare, not target.ragged
+        self._paces = [Pace() for _ in self.members]
 
     def shared(self) -> Notes:
         count = len(self.members)
-        return Notes([None] * count, [None] * count, trusts=[Trust() for _ in range(count)], reach=self._spare)
+        return Notes([None] * count, [None] * count, reach=self._spare)
 
     def begin(self, sequence: Sequence) -> None:
         self._live += 1  # `end` follows also where a member fails to begin
         super().begin(sequence)
         notes: Notes = sequence.drafts
         notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
-        notes.forms, notes.rest = [form.hint() for form in notes.past.forms], Rest(notes.past.brought.hint(PATIENCE))
+        notes.records = [record.hint() for record in notes.past.records]
+        notes.rest = Rest(notes.past.brought.hint(PATIENCE))
 
     def end(self, sequence: Sequence) -> None:
         self._live -= sequence.drafts is not None
@@ -174,12 +180,13 @@ class Auto(Ensemble):
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
             self._ask_all(asked, limits, best, rows)
             first = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
-            offers = list(best.values())
-            self._common = self._beside_prompt(offers[0]) if first else self._width(offers, rows)
-            trees = [best[s].cut(self._common) for s in sequences]
-            self._hoped = sum(best[s].gains[tree.drafted] - 1 for s, tree in zip(sequences, trees, strict=True))
-            spent, self._looks = (clock() - began) / len(asked), self._looks + 1
-            self._asking = moved(self._asking, spent) if self._looks > WARM else min(spent, self._asking)
+            offers = [best[s] for s in sequences]
+            shares = [s.drafts.past.luck.share for s in sequences]
+            sizes = [self._beside_prompt(offers[0])] if first else self._sizes(offers, shares)
+            trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
+            for s, tree in zip(sequences, trees, strict=True):
+                s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
+            self._asking.add((clock() - began) / len(asked))
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
@@ -194,15 +201,14 @@ class Auto(Ensemble):
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
     ) -> None:
         """Ask every member that may have something; `best` becomes the best drafts."""
-        paid = [i for i, seconds in enumerate(self._seconds) if seconds > FREE * self._costs(1)]
+        paid = [i for i, pace in enumerate(self._paces) if pace() > FREE * self._costs(1)]
         for member in range(len(self.members)):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
         for member in paid:
             # What nobody knows yet, one text finds out for all.
             if hopeful := [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]:
-                known = self._calls[member] >= WARM
-                self._offers(member, hopeful if known else hopeful[:1], limits, best, rows)
+                self._offers(member, hopeful if self._paces[member].known else hopeful[:1], limits, best, rows)
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not sequence.drafts.rest.now:
@@ -214,23 +220,26 @@ class Auto(Ensemble):
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         if self._time_step() and self._node:
-            self._luck.add(self._hoped, sum(len(outcome.path) - 1 for outcome in outcomes))
+            for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
+                own = [o for o in outcomes if o.sequence.drafts.past is past]
+                past.luck.add(sum(o.sequence.drafts.hoped for o in own), sum(len(o.path) - 1 for o in own))
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             notes.steps += 1
             if notes.rest.now:
                 continue
-            for i, (tree, trust) in enumerate(zip(notes.trees, notes.trusts, strict=True)):
+            for tree, *records in zip(notes.trees, notes.records, notes.past.records, strict=True):
                 if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
                     seen = as_seen(outcome, tree)
-                    trust.learn(seen.tree, seen.path)
-                    for form in (notes.forms[i], notes.past.forms[i]):
-                        form.add(len(outcome.tokens), outcome.tree.drafted)
+                    for record in records:
+                        record.trust.learn(seen.tree, seen.path)
+                        if len(outcomes) == 1:
+                            record.form.add(len(outcome.tokens), outcome.tree.drafted)
             accepted = len(outcome.path) - 1
-            if self._looks >= WARM:
+            if self._asking.known:
                 plain = self._plain(len(outcomes))
                 saved = accepted - outcome.tree.drafted * self._node / plain
-                notes.rest.asked(saved, self._asking, plain)
+                notes.rest.asked(saved, self._asking.seconds, plain)
                 notes.past.brought.add(saved, 0)
             held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
@@ -271,53 +280,47 @@ class Auto(Ensemble):
         """Ask a member; its draft replaces a worse one."""
         began = clock()
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
-        spent = (clock() - began) / len(sequences)
-        known = self._seconds[member]
-        self._calls[member] += 1
-        if self._calls[member] <= WARM:
-            self._seconds[member] = min(spent, known or spent)
-        else:
-            self._seconds[member] = known + 0.1 * (spent - known)
+        self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
-            offer = Offer.of(tree, s.drafts.trusts[member].corrected(tree))
+            offer = Offer.of(tree, s.drafts.records[member].trust.corrected(tree))
+            if rows > 1:
+                self._promise(member, s.drafts, offer, rows)
             # What is paid already does not count; drawn tokens must be judged.
             if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
                 best[s] = offer
 
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
-        if self._seconds[member] <= FREE * self._costs(1):
+        if self._paces[member]() <= FREE * self._costs(1):
             return limits
-        # In a batch drafts are short, and what is cut off again should not be drafted.
-        return min(nodes, sequence.drafts.reach, self._common + 2 if rows > 1 else nodes), depth
+        return min(nodes, self._reach(sequence.drafts, rows)), depth
+
+    def _reach(self, notes: Notes, rows: int) -> int:
+        """Tokens a member that takes time is asked for. In a batch, what is cut off again should not be drafted."""
+        return min(notes.reach, notes.sent + 2) if rows > 1 else notes.reach
+
+    def _promise(self, member: int, notes: Notes, offer: Offer, rows: int) -> None:
+        """Learn how much faster a batch would be with drafts like this one."""
+        rates = self._rates(offer.discounted(notes.past.luck.share / MARGIN), rows)
+        for record in (notes.records[member], notes.past.records[member]):
+            record.promise.add(max(1.0, float(rates.max() / rates[0])), 0)
 
     def _hopeful(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
         """Whether a member that takes time may beat the best draft so far."""
         if offer.tree.draws is not None:
             return False
-        own: Form = sequence.drafts.forms[member]
-        form = own if own.steps else sequence.drafts.past.forms[member].hint()
-        if not form.steps or self._calls[member] < WARM:
+        notes: Notes = sequence.drafts
+        pace, records = self._paces[member], (notes.records[member], notes.past.records[member])
+        own, past = (record.form if rows == 1 else record.promise for record in records)
+        form = own if own.steps else past.hint()
+        if not form.steps or not pace.known:
             return True
-        tokens, nodes = form.tokens / form.steps, form.nodes / form.steps
-        # In tokens, up to as many as a draft may bring: one that failed at first would never be asked again otherwise.
-        # The others in a batch wait meanwhile.
-        doubt = math.sqrt(math.log(1 + sequence.drafts.steps) / form.steps)
-        bonus = self.explore * (1 + nodes) * doubt / rows
-        spent = rows * self._seconds[member]
-        step = self._costs(round(rows * (1 + nodes))) + self._beside(rows, nodes)
-        whole = float((tokens + bonus) / (step + spent))
-        needed = self._rate(offer, rows) * (MARGIN if rows > 1 else 1.0)
-        return max(whole, self._shorter(tokens, nodes, rows, spent)) > needed
-
-    def _shorter(self, tokens: float, nodes: float, rows: int, spent: float) -> float:
-        """Tokens a second of drafts shorter than those so far, for batches, where each drafted token costs more."""
-        if rows == 1:
-            return 0.0
-        sizes, chance = np.arange(1, max(2, round(nodes) + 1)), 1 - 1 / max(tokens, 1.0)
-        expected = np.cumsum(chance ** np.arange(len(sizes) + 1))[1:]
-        seconds = self._costs.each(rows * (1 + sizes)) + self._beside(rows, sizes) + spent
-        return float((expected / seconds).max())
+        brings, nodes = form.tokens / form.steps, form.nodes / form.steps
+        # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise. The others
+        # in a batch wait meanwhile.
+        brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / form.steps) / rows
+        step = self._costs(1 + round(nodes)) + self._beside(1, nodes) if rows == 1 else rows * self._plain(rows)
+        return brings / float(step + pace(rows, self._reach(notes, rows))) > self._rate(offer, rows)
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""
@@ -325,16 +328,13 @@ class Auto(Ensemble):
             return 1 / (rows * self._plain(rows))
         return float(self._rates(offer.gains, rows).max())
 
-    def _width(self, offers: list[Offer], rows: int) -> int:
-        """The common size of drafts with which all texts together advance fastest."""
-        widest = max(len(offer.order) for offer in offers)
-        if not widest:
-            return 0
-        gains = sum(np.pad(offer.gains, (0, widest - len(offer.order)), mode="edge") for offer in offers)
-        if rows > 1:
-            gains = rows + self._luck.share * (np.asarray(gains) - rows)
-        rates = self._rates(np.asarray(gains), rows)
-        return int(rates.argmax()) if rows == 1 or rates.max() > MARGIN * rates[0] else 0
+    def _sizes(self, offers: list[Offer], shares: list[float]) -> list[int]:
+        """How much of each draft to score, so that all texts together advance fastest."""
+        if len(offers) == 1:
+            return [int(self._rates(offers[0].gains, 1).argmax())]
+        portions, texts = Portions(offers, [share / MARGIN for share in shares], self._padded), len(offers)
+        seconds = self._costs.each(portions.rows) + self._beside(texts, portions.rows - texts)
+        return portions.sizes(int((portions.gains / seconds).argmax()))
 
     def _beside_prompt(self, offer: Offer) -> int:
         """Nodes that are worth their time beside a prompt; in a batch, where a token brings less, none are."""

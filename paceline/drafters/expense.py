@@ -18,6 +18,8 @@ NEWS = 0.1
 SHARE, LONGEST = 0.01, 16
 #: How many times what asking takes drafts must bring: what they bring is known roughly.
 WORTH = 2.0
+#: Calls until a drafter's time is known.
+WARM = 3
 #: Steps that a text's drafts are given until it is known what they bring.
 PATIENCE = 4.0
 
@@ -25,6 +27,48 @@ PATIENCE = 4.0
 def moved(known: float | None, seen: float) -> float:
     """A mean that follows what is seen; one step that something else held up hardly moves it."""
     return seen if known is None else known + NEWS * (min(seen, 3 * known + 1e-5) - known)
+
+
+class Mean:
+    """Seconds that something takes. The first times are longer than any other: of these the shortest counts."""
+
+    def __init__(self) -> None:
+        self.count, self.seconds = 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        early = self.count <= WARM
+        self.seconds = min(seconds, self.seconds or seconds) if early else moved(self.seconds, seconds)
+
+    @property
+    def known(self) -> bool:
+        """Whether it was seen often enough."""
+        return self.count >= WARM
+
+
+class Pace:
+    """What asking a drafter takes: of a text alone, and of several by how deep the drafts are."""
+
+    def __init__(self) -> None:
+        self._alone, self._level = Mean(), Mean()
+
+    def add(self, seconds: float, texts: int, depth: int) -> None:
+        """A call for so many texts drafted so deep and took so long."""
+        if texts == 1:
+            self._alone.add(seconds)
+        else:
+            self._level.add(seconds / (1 + depth))
+
+    @property
+    def known(self) -> bool:
+        """Whether it was asked often enough to tell."""
+        return self._alone.count + self._level.count >= WARM
+
+    def __call__(self, texts: int = 1, depth: int = 1) -> float:
+        """Seconds of a call for so many texts that drafts so deep; of one text, as deep as it goes."""
+        if self._level.count and (texts > 1 or not self._alone.count):
+            return self._level.seconds * (1 + depth)
+        return self._alone.seconds
 
 
 class Beside:

@@ -65,22 +65,23 @@ class Cut(NamedTuple):
 Prepared = Seen | Cut
 
 
-def prepare(mask: Tensor, positions: Tensor | None = None) -> Prepared:
+def prepare(mask: Tensor, positions: Tensor | None = None, queries: tuple[int, ...] | None = None) -> Prepared:
     """Find out what an additive mask lets each token see.
 
     Args:
         mask: `[B, 1, T, S]` float32; slots below `HIDDEN` are invisible.
         positions: `[B, T]` or `[1, T]` int64, of the tokens. They matter where a sliding window ends within a tree:
             its slots do not tell their positions.
+        queries: of texts of different lengths, how many of the T are each one's; for the native kernel alone.
     """
     native = kernels()
     if native is not None:
-        return native.seen(mask, HIDDEN)
-    batch, _, queries, length = mask.shape
+        return native.seen(mask, HIDDEN, queries)
+    batch, _, width, length = mask.shape
     visible = mask > HIDDEN
     if length % PIECE:
         visible = F.pad(visible, (0, -length % PIECE))
-    counts = visible.view(batch * queries, -1, PIECE).sum(-1).tolist()
+    counts = visible.view(batch * width, -1, PIECE).sum(-1).tolist()
     pieces = tuple(Piece(at, min(at + PIECE, length), None) for at in range(0, length, PIECE))
     if any(a < PIECE and b for row in counts for a, b in pairwise(row)):
         pieces = _by_position(visible[..., :length], pieces, positions)

@@ -155,6 +155,11 @@ class CausalModel:
         return frozenset([ids] if isinstance(ids, int) else ids or [])
 
     @property
+    def ragged(self) -> bool:
+        """Whether a pass over several texts computes their nodes alone, not padding up to the widest tree."""
+        return bool(getattr(self.forward, "ragged", False))
+
+    @property
     def longest(self) -> int:
         return self.context
 

@@ -68,14 +68,15 @@ class PassCosts:
 
 
 @torch.inference_mode()
-def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, rounds: int = 2) -> PassCosts:
+def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, rounds: int = 3) -> PassCosts:
     """Time passes over chains of random tokens; about two seconds for half a billion weights on a CPU.
 
     Args:
         model: a `CausalModel`.
         rows: numbers of rows to measure.
         context: tokens in the cache before them.
-        rounds: passes of each size; the fastest counts, for what slows a pass down is not the pass.
+        rounds: passes of each size; the fastest counts, for what slows a pass down is not the pass. Each round takes
+            every size, so that what lasts a while slows down all of them.
     """
     context = max(1, min(context, model.longest, model.context - max(rows) - 1))
     rows = [count for count in rows if context + count <= model.limit(context)]
@@ -95,8 +96,8 @@ def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, roun
         return spent
 
     once(rows[0])
-    found = {count: min(once(count) for _ in range(rounds)) for count in rows}
-    return PassCosts(_rising(found))
+    times = [[once(count) for count in rows] for _ in range(rounds)]
+    return PassCosts(_rising(dict(zip(rows, map(min, *times), strict=True))))
 
 
 def _rising(found: dict[int, float]) -> dict[int, float]:

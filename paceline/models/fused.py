@@ -27,9 +27,12 @@ from paceline.models.fusable import fusable
 from paceline.models.fused_layer import Layer, Matrix, Norm, Step
 from paceline.models.packing import FROM_MEMORY
 from paceline.models.views import View
+from paceline.native import kernels
 
 #: Largest accepted difference from the module's logits, in standard deviations of the logits.
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25}
+
+Mask = Tensor | dict[str, Tensor]
 
 #: Rows that must be left out before the last layer is narrowed to the others.
 _SPARED = 32
@@ -76,6 +79,11 @@ class FusedDecoder:
             raise
 
     @property
+    def ragged(self) -> bool:
+        """Whether padding in a batch is left out."""
+        return kernels() is not None
+
+    @property
     def nbytes(self) -> int:
         """Bytes of packed weights; a forward pass reads all of them."""
         return sum(matrix.nbytes for matrix in self._matrices())
@@ -116,7 +124,7 @@ class FusedDecoder:
         self,
         tokens: Tensor,
         positions: Tensor,
-        mask: Tensor | dict[str, Tensor],
+        mask: Mask,
         cache: Any,
         rows: Tensor | None = None,
         hidden: tuple[int, ...] = (),
@@ -128,7 +136,8 @@ class FusedDecoder:
             tokens: `[B, T]` int64.
             positions: `[B, T]` int64.
             mask: additive float32 `[B, 1, T, S]`, or one for each of the config's layer types.
-            cache: its `update(k, v, layer)` stores `[B, Hk, T, D]` and returns float32 `[B, Hk, S, D]`.
+            cache: its `update(k, v, layer)` stores `[B, Hk, T, D]` and returns float32 `[B, Hk, S, D]`. Where a
+                `TrieCache` says that some of the B x T places are padding, they are left out of the pass.
             rows: flat indices into B x T for which results are wanted; None: all.
             hidden: layers whose hidden states are wanted too (0: embeddings, L: after the last norm).
             view: which parts run; all by default.
@@ -137,7 +146,12 @@ class FusedDecoder:
             Logits `[N, V]` float32 and `{layer: [N, d]}` in the module's dtype, N = len(rows) or B x T.
         """
         batch, width = tokens.shape
-        real = batch * width
+        shape: tuple[int, int] | None = (batch, width)
+        queries: tuple[int, ...] | None = None
+        if view is None and (nodes := _unpadded(cache)) is not None:
+            shape, queries = None, tuple(cache.pending.counts)
+            tokens, positions, mask, rows = _picked(nodes, tokens, positions, mask, rows)
+        real = tokens.numel()
         spare = max(0, self._least - real)
         if view is None or view.states is None:
             x = F.embedding(F.pad(tokens.flatten(), (0, spare)) if spare else tokens.flatten(), self._table)
@@ -146,12 +160,12 @@ class FusedDecoder:
         rope = self._rotation(F.pad(positions.flatten(), (0, spare)) if spare else positions.flatten())
         first = self._layers[0]
         mixed = x.new_zeros(len(x), first.queries * first.dim)
-        step = Step((batch, width), rope, self._prepare(mask, positions), cache, mixed)
+        step = Step(real, shape, rope, self._prepare(mask, positions, queries), cache, mixed)
         taps: dict[int, Tensor] = {}
         for number, layer in self._run(view):
             if number in hidden:
                 taps[number] = x
-            if layer is self._layers[-1] and rows is not None and self._few(rows, tokens, view, hidden):
+            if layer is self._layers[-1] and rows is not None and shape and self._few(rows, tokens, view, hidden):
                 step, real, rows = self._narrowed(step, rows, mask, positions), len(rows), None
             x = layer(x, step) if view is None else layer.follow(view, number, x, step)
         if view is not None and view.last in hidden:
@@ -167,7 +181,7 @@ class FusedDecoder:
         """Whether so few rows of a prompt are wanted that the last layer had better spare the others."""
         return view is None and not hidden and len(tokens) == 1 and tokens.numel() - len(rows) >= _SPARED
 
-    def _narrowed(self, step: Step, rows: Tensor, mask: Tensor | dict[str, Tensor], positions: Tensor) -> Step:
+    def _narrowed(self, step: Step, rows: Tensor, mask: Mask, positions: Tensor) -> Step:
         """The last layer's step, where only some rows of the one text go on."""
         wanted = F.pad(rows, (0, max(0, self._least - len(rows))))
         part = {k: m[:, :, wanted] for k, m in mask.items()} if isinstance(mask, dict) else mask[:, :, wanted]
@@ -193,10 +207,12 @@ class FusedDecoder:
             taps[len(self._layers)] = normed
         return self.project(normed), taps
 
-    def _prepare(self, mask: Tensor | dict[str, Tensor], positions: Tensor) -> dict[str | None, Prepared]:
+    def _prepare(
+        self, mask: Mask, positions: Tensor, queries: tuple[int, ...] | None = None
+    ) -> dict[str | None, Prepared]:
         if isinstance(mask, dict):
-            return {kind: prepare(one, positions) for kind, one in mask.items()}
-        return dict.fromkeys({layer.kind for layer in self._layers}, prepare(mask, positions))
+            return {kind: prepare(one, positions, queries) for kind, one in mask.items()}
+        return dict.fromkeys({layer.kind for layer in self._layers}, prepare(mask, positions, queries))
 
     def _rotation(self, positions: Tensor) -> Tensor:
         longest = int(positions.max()) + 1
@@ -219,6 +235,27 @@ class FusedDecoder:
                 f"module: the fused forward pass differs from the module's by {error:.3g} (spread {spread:.3g}); "
                 f"{type(self).__name__} does not know everything this module does"
             )
+
+
+def _unpadded(cache: Any) -> Tensor | None:
+    """Which of the places of a batch hold nodes, where some do not and the kernels can do without these."""
+    extension = getattr(cache, "pending", None)
+    if extension is None or extension.real is None or kernels() is None:
+        return None
+    return torch.from_numpy(extension.real)
+
+
+def _picked(
+    nodes: Tensor, tokens: Tensor, positions: Tensor, mask: Mask, rows: Tensor | None
+) -> tuple[Tensor, Tensor, Mask, Tensor | None]:
+    """A padded batch `[B, T]` as one row `[1, N]` of its nodes alone."""
+
+    def of(one: Tensor) -> Tensor:
+        return one.flatten(0, 2).index_select(0, nodes)[None, None]
+
+    picked = {kind: of(one) for kind, one in mask.items()} if isinstance(mask, dict) else of(mask)
+    wanted = None if rows is None or len(rows) == len(nodes) else torch.searchsorted(nodes, rows)
+    return tokens.flatten()[nodes][None], positions.flatten()[nodes][None], picked, wanted
 
 
 def _sample(module: Any) -> tuple[Tensor, Tensor]:

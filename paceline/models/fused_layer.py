@@ -94,21 +94,23 @@ class Layer:
         self.down = Matrix(mlp.down_proj, keep=keep, compact=compact)
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
-        """`[R, d]` to `[R, d]`; only the first B x T rows are real and reach the cache."""
+        """`[R, d]` to `[R, d]`; only the first rows, `step.real` of them, are tokens and reach the cache."""
         return self.feed(self.attend(x, x, step))
 
     def attend(self, source: Tensor, x: Tensor, step: Step) -> Tensor:
         """`x` and the attention sub-block of `source`, which is `x` itself in the whole model."""
-        batch, width = step.shape
-        both, real = self.queries + self.keys, batch * width
-        heads = self.turn(self.qkv.times(self.before(source)), step.rope)[:real]
-        qk = heads[:, :both].view(batch, width, both, self.dim).transpose(1, 2)
-        value = heads[:, both:].unflatten(0, step.shape).transpose(1, 2)
-        keys, values = step.cache.update(qk[:, self.queries :], value, self.index)
-        query = qk[:, : self.queries]
+        both = self.queries + self.keys
+        heads = self.turn(self.qkv.times(self.before(source)), step.rope)[: step.real]
+        if step.shape is None:
+            keys, values = step.cache.layers[self.index].write(heads[:, self.queries : both], heads[:, both:])
+            query = heads[None, :, : self.queries].transpose(1, 2)
+        else:
+            by_text = heads.unflatten(0, step.shape).transpose(1, 2)
+            keys, values = step.cache.update(by_text[:, self.queries : both], by_text[:, both:], self.index)
+            query = by_text[:, : self.queries]
         if step.wanted is not None:
             query, x = query.index_select(2, step.wanted), x.index_select(0, step.wanted)
-        out = step.mixed[: batch * query.shape[2]].view(batch, -1, self.queries, self.dim)
+        out = step.mixed[: len(query) * query.shape[2]].view(len(query), -1, self.queries, self.dim)
         # Caches of a module that was not fused may hold another dtype.
         keys, values = keys.float(), values.float()
         attend(query, keys, values, step.prepared[self.kind], self.scale, out=out)
@@ -140,8 +142,8 @@ class Layer:
             x = _where(runs, self.attend(view.source(number, x), x, step), x)
         runs = view.feeds(number)
         if runs is not False:
-            after, real = self.feed(x), step.shape[0] * step.shape[1]
-            view.fed(number, x[:real], after[:real])
+            after = self.feed(x)
+            view.fed(number, x[: step.real], after[: step.real])
             x = _where(runs, after, x)
         return x
 
@@ -161,15 +163,17 @@ class Step(NamedTuple):
     """What all layers of one forward pass share.
 
     Attributes:
-        shape: (B, T).
+        real: rows that are tokens; the others are padding for the matrices.
+        shape: (B, T), whose product they are; None: texts have different numbers of tokens, one after the other.
         rope: `[R, 2, D]`, see `rope_table`, of the rows' positions.
         prepared: masks by layer kind.
         cache: keys and values.
-        mixed: `[R, H * D]` scratch for attention's output; rows behind B x T stay zero.
+        mixed: `[R, H * D]` scratch for attention's output; rows that are padding stay zero.
         wanted: the rows that go on behind the keys and values, None: all; `prepared` and `mixed` are those of theirs.
     """
 
-    shape: tuple[int, int]
+    real: int
+    shape: tuple[int, int] | None
     rope: Tensor
     prepared: dict[str | None, Prepared]
     cache: Any

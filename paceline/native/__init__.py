@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from ctypes import POINTER, Structure, c_float, c_int, c_int64, c_void_p
-from functools import cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from paceline.native.build import Unavailable, load
 
+#: Queries that the kernel works on side by side; `TEAM` in `kernels.c`.
+TEAM = 4
 _HALF = {torch.float32: 0, torch.bfloat16: 1}
 
 
 class _Layout(Structure):
     _fields_ = (
-        *((name, c_int64) for name in ("batch", "heads", "groups", "queries", "dim", "width", "longest")),
+        *((name, c_int64) for name in ("teams", "heads", "groups", "queries", "dim", "width", "longest")),
         *((name, c_int64 * 3) for name in ("query", "key", "value")),
         ("mask", c_int64 * 2),
         ("out", c_int64 * 3),
@@ -39,12 +41,14 @@ class Seen(NamedTuple):
         slots: int32, the slots each query sees, in the order of its path, one query after the other.
         first: `[B * T + 1]` int64, where each query's slots begin, and their number.
         longest: most slots that one query sees.
+        teams: `[G, 3]` int64, queries that are worked on together: their text, the first one and how many they are.
     """
 
     mask: Tensor | None
     slots: Tensor
     first: Tensor
     longest: int
+    teams: Tensor
 
 
 class Kernels:
@@ -56,7 +60,7 @@ class Kernels:
         self._norm, self._rotate, self._attend = library.rms_norm, library.rotate, library.attend
         self._norm.argtypes = [p, i, p, i, p, f, n, n, i]
         self._rotate.argtypes = [p, i, p, p, p, f, n, n, n, n, i]
-        self._attend.argtypes = [p, p, p, p, p, p, p, i, POINTER(_Layout), f, f, i]
+        self._attend.argtypes = [p, p, p, p, p, p, p, p, i, POINTER(_Layout), f, f, i]
         for function in (self._norm, self._rotate, self._attend):
             function.restype = None
 
@@ -89,32 +93,57 @@ class Kernels:
         self._rotate(heads.data_ptr(), _HALF[heads.dtype], out.data_ptr(), rope.data_ptr(), weights, epsilon, *numbers)
         return out
 
-    def seen(self, mask: Tensor, hidden: float) -> Seen:
-        """What an additive mask `[B, 1, T, S]` float32 leaves visible: every slot above `hidden`."""
+    def seen(self, mask: Tensor, hidden: float, queries: tuple[int, ...] | None = None) -> Seen:
+        """What an additive mask leaves visible: every slot above `hidden`.
+
+        Args:
+            mask: `[B, 1, T, S]` float32.
+            hidden: a number.
+            queries: of texts of different lengths, how many of the T queries are each one's, B being 1; by default
+                there are B texts of T queries each.
+        """
         visible = mask > hidden
         counts = visible.sum(-1).flatten()
         first = torch.zeros(len(counts) + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=first[1:])
         slots = visible.nonzero()[:, 3].int()
-        added = mask if mask.stride(3) == 1 else mask.contiguous()
-        return Seen(added if visible.logical_and(mask).any() else None, slots, first, int(counts.max()))
+        added = None
+        if visible.logical_and(mask).any():
+            added = mask if mask.stride(3) == 1 else mask.contiguous()
+        return Seen(added, slots, first, int(counts.max()), _teams(queries or (mask.shape[2],) * len(mask)))
 
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, seen: Seen, scale: float, softcap: float | None, out: Tensor
     ) -> None:
-        """Softmax attention, as `paceline.models.attention.attend` describes it; `out` `[B, T, H, Dv]` is written."""
+        """Softmax attention, as `paceline.models.attention.attend` describes it; `out` `[B, T, H, Dv]` is written.
+
+        Where texts have different numbers of queries, those of all lie one after the other in a batch of one.
+        """
         query, key, value = (x if x.stride(3) == 1 else x.contiguous() for x in (query, key, value))
-        batch, heads, queries, dim = query.shape
+        _, heads, queries, dim = query.shape
         mask = seen.mask
         layout = _Layout(
-            batch, heads, heads // key.shape[1], queries, dim, value.shape[3], seen.longest,
+            len(seen.teams), heads, heads // key.shape[1], queries, dim, value.shape[3], seen.longest,
             query.stride()[:3], key.stride()[:3], value.stride()[:3],
             (0, 0) if mask is None else (mask.stride(0), mask.stride(2)), (out.stride(0), out.stride(2), out.stride(1)),
         )  # fmt: skip
-        tensors = (query, key, value, mask, seen.slots, seen.first, out)
+        tensors = (query, key, value, mask, seen.slots, seen.first, seen.teams, out)
         pointers = [None if x is None else x.data_ptr() for x in tensors]
         threads = torch.get_num_threads()
         self._attend(*pointers, _HALF[out.dtype], layout, scale, softcap or 0.0, threads)
+
+
+@lru_cache(maxsize=512)
+def _teams(queries: tuple[int, ...]) -> Tensor:
+    """`Seen.teams` of texts with so many queries each."""
+    ends = torch.tensor(queries).cumsum(0).tolist()
+    return torch.tensor(
+        [
+            (text, at, min(TEAM, end - at))
+            for text, (end, count) in enumerate(zip(ends, queries, strict=True))
+            for at in range(end - count, end, TEAM)
+        ]
+    )
 
 
 @cache

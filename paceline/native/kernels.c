@@ -38,12 +38,17 @@ void rotate(const void *from, int half, float *to, const float *rope, const floa
 
 /* Strides count numbers: keys, values: (batch, head, slot); query, out: (batch, head, query); mask: (batch, query). */
 typedef struct {
-    int64_t batch, heads, groups, queries, dim, width, longest;
+    int64_t teams, heads, groups, queries, dim, width, longest;
     int64_t query[3], key[3], value[3], mask[2], out[3];
 } layout;
 
 /* Queries that are worked on side by side, so that what they see in common is loaded once for all of them. */
 enum { TEAM = 4 };
+
+/* Whose keys a team looks at, the number of its first query, counted through the batch, and how many it has. */
+typedef struct {
+    int64_t text, place, size;
+} team;
 
 /* `dot` of each of the team's queries with one key, by the same steps. */
 static inline __attribute__((always_inline)) four dots(const float *const *query, const float *key, int64_t n)
@@ -164,28 +169,29 @@ static int64_t in_common(const int32_t *slots, const int64_t *first, int64_t siz
 }
 
 void attend(const float *query, const float *keys, const float *values, const float *mask, const int32_t *slots,
-            const int64_t *first, void *out, int half, const layout *s, float scale, float softcap, int threads)
+            const int64_t *first, const team *teams, void *out, int half, const layout *s, float scale, float softcap,
+            int threads)
 {
-    int64_t teams = (s->queries + TEAM - 1) / TEAM, room = (s->longest + 2 * LANES) / LANES * LANES;
+    int64_t room = (s->longest + 2 * LANES) / LANES * LANES;
 #pragma omp parallel num_threads(threads)
     {
         float *scores = aligned_alloc(64, TEAM * room * sizeof(float));
         float mixed[TEAM * s->width];
-#pragma omp for collapse(3) schedule(static)
-        for (int64_t b = 0; b < s->batch; b++)
-            for (int64_t h = 0; h < s->heads; h++)
-                for (int64_t g = 0; g < teams; g++) {
-                    int64_t t = g * TEAM, size = least(TEAM, s->queries - t);
-                    const int64_t *own = first + b * s->queries + t;
-                    const float *k = keys + b * s->key[0] + h / s->groups * s->key[1];
-                    const float *v = values + b * s->value[0] + h / s->groups * s->value[1];
-                    attend_team(query + b * s->query[0] + h * s->query[1] + t * s->query[2], k, v,
-                                mask ? mask + b * s->mask[0] + t * s->mask[1] : 0, slots, own, s, size,
-                                in_common(slots, own, size), scale, softcap, room, scores, mixed);
-                    int64_t place = b * s->out[0] + h * s->out[1] + t * s->out[2];
-                    for (int64_t i = 0; i < size; i++)
-                        narrow(mixed + i * s->width, half, out, place + i * s->out[2], s->width);
-                }
+#pragma omp for collapse(2) schedule(static)
+        for (int64_t h = 0; h < s->heads; h++)
+            for (int64_t g = 0; g < s->teams; g++) {
+                int64_t text = teams[g].text, size = teams[g].size;
+                int64_t b = teams[g].place / s->queries, t = teams[g].place % s->queries;
+                const int64_t *own = first + teams[g].place;
+                const float *k = keys + text * s->key[0] + h / s->groups * s->key[1];
+                const float *v = values + text * s->value[0] + h / s->groups * s->value[1];
+                attend_team(query + b * s->query[0] + h * s->query[1] + t * s->query[2], k, v,
+                            mask ? mask + b * s->mask[0] + t * s->mask[1] : 0, slots, own, s, size,
+                            in_common(slots, own, size), scale, softcap, room, scores, mixed);
+                int64_t place = b * s->out[0] + h * s->out[1] + t * s->out[2];
+                for (int64_t i = 0; i < size; i++)
+                    narrow(mixed + i * s->width, half, out, place + i * s->out[2], s->width);
+            }
         free(scores);
     }
 }

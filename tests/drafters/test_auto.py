@@ -188,7 +188,7 @@ def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
         for node in range(1, size + 1):
             odds[node] = odds[parents[node]] * generator.random() ** 0.3
         offer = Offer.of(TokenTree(np.arange(size + 1), parents), odds)
-        width = chooser._width([offer], 1)
+        width = chooser._sizes([offer], [1.0])[0]
         best = max((1 + sum(sorted(odds[1:], reverse=True)[:n])) / FLAT_TO_SIX(n + 1) for n in range(size + 1))
         kept = offer.cut(width)
         found = (1 + sum(odds[list(kept.tokens[1:])])) / FLAT_TO_SIX(len(kept))
@@ -228,16 +228,24 @@ def test_nothing_is_drafted_where_a_row_costs_more_than_it_brings() -> None:
     chooser._costs = PassCosts({1: 1.0, 2: 1.6, 32: 1.0 + 31 * 0.6})
     for chance, wanted in ((0.55, 0), (0.65, 1)):
         offer = Offer.of(TokenTree.chain(0, range(1, 9)), chance ** np.arange(9))
-        assert (chooser._width([offer], 1) > 0) == wanted
+        assert (chooser._sizes([offer], [1.0])[0] > 0) == wanted
 
 
 def test_a_batch_gets_smaller_drafts() -> None:
     chooser = Auto(draft=None)
     chooser._costs = FLAT_TO_SIX
     offer = Offer.of(TokenTree.chain(0, range(1, 9)), 0.6 ** np.arange(9))
-    widths = [chooser._width([offer] * rows, rows) for rows in (1, 2, 4, 8)]
-    assert widths == sorted(widths, reverse=True)
-    assert widths[0] > widths[-1]
+    sizes = [sum(chooser._sizes([offer] * rows, [1.0] * rows)) / rows for rows in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+@pytest.mark.parametrize(("padded", "wanted"), [(False, [6, 0, 0]), (True, [0, 0, 0])])
+def test_in_a_batch_the_text_that_copies_gets_the_draft(padded: bool, wanted: list[int]) -> None:
+    chooser = Auto(draft=None)
+    chooser._costs, chooser._padded = PassCosts({1: 1.0, 3: 1.0, 16: 3.0}), padded
+    copies, guesses = (Offer.of(TokenTree.chain(0, range(1, 7)), chance ** np.arange(7)) for chance in (0.98, 0.1))
+    assert chooser._sizes([copies, guesses, guesses], [1.0] * 3) == wanted
 
 
 def test_trust_follows_what_came_true() -> None:

@@ -65,6 +65,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "kernels", lambda: None)
+    monkeypatch.setattr(fused, "kernels", lambda: None)
     monkeypatch.setattr(fused_layer, "kernels", lambda: None)
     monkeypatch.setattr(packing, "kernels", lambda: None)
 
@@ -140,6 +141,41 @@ def test_other_rows_do_not_matter(model: CausalModel, path: str) -> None:
         assert all(same([next(together) for _ in tree], in_tree(model, trunk, tree)))
 
 
+def test_tokens_before_the_root_may_be_any_number_in_each_row(model: CausalModel, path: str) -> None:
+    trees, before = [[-1, 0, 0], [-1], [-1, 0]], [[5, 6, 7], [], [8]]
+    cache = model.new_cache(3)
+    rows = [begun(model, cache, trunk) for trunk in (30, 3, 125)]
+    together = model.score(cache, rows, [tree_of(tree) for tree in trees], before, hidden=(1,))
+    for i, (tree, tokens) in enumerate(zip(trees, before, strict=True)):
+        single = model.new_cache(1)
+        row = begun(model, single, rows[i].trunk)
+        own = model.score(single, [row], [tree_of(tree)], [tokens], hidden=(1,))
+        assert torch.equal(together.of(i), own.logits)
+        assert torch.equal(together.hidden_of(i)[1], own.hidden[1])
+        # What was written is the same as well, and in the same places.
+        cache.keep(rows[i], range(len(tokens)))
+        single.keep(row, range(len(tokens)))
+        for many, one in zip(cache.layers, single.layers, strict=True):
+            assert torch.equal(many.keys[rows[i].index, :, : row.trunk], one.keys[0, :, : row.trunk])
+            assert torch.equal(many.values[rows[i].index, :, : row.trunk], one.values[0, :, : row.trunk])
+
+
+def test_padding_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.kernels() is None:
+        pytest.skip(native.reason())
+    model, feed, rows = fast("Llama", torch.float32), fused_layer.Layer.feed, set()
+
+    def counted(self: fused_layer.Layer, x: Tensor) -> Tensor:
+        rows.add(len(x))
+        return feed(self, x)
+
+    cache = model.new_cache(3)
+    own = [begun(model, cache, trunk) for trunk in (4, 9, 2)]
+    monkeypatch.setattr(fused_layer.Layer, "feed", counted)
+    model.score(cache, own, [tree_of(random_tree(12, 1)), TokenTree.empty(3), TokenTree.empty(5)])
+    assert rows == {14}
+
+
 def test_how_far_attention_looks_does_not_matter(
     model: CausalModel, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,8 +233,8 @@ def test_slots_in_another_order_would_be_seen(name: str, monkeypatch: pytest.Mon
         pytest.skip(native.reason())
     model, seen = fast(name, torch.float32), Kernels.seen
 
-    def shuffled(self: Kernels, mask: Tensor, hidden: float) -> Seen:
-        plain = seen(self, mask, hidden)
+    def shuffled(self: Kernels, mask: Tensor, hidden: float, queries: tuple[int, ...] | None = None) -> Seen:
+        plain = seen(self, mask, hidden, queries)
         generator = torch.Generator().manual_seed(plain.slots.numel())
         runs = plain.slots.split(plain.first.diff().tolist())
         return plain._replace(slots=torch.cat([r[torch.randperm(len(r), generator=generator)] for r in runs]))
@@ -218,7 +254,7 @@ def test_pieces_by_slot_instead_of_position_would_be_seen(name: str, monkeypatch
 def test_positions_left_out_would_be_seen_where_a_window_ends_in_the_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     model, prepare = fast("Mistral, window", torch.float32), fused.prepare
     without_kernels(monkeypatch)
-    monkeypatch.setattr(fused, "prepare", lambda mask, positions: prepare(mask))
+    monkeypatch.setattr(fused, "prepare", lambda mask, positions, queries: prepare(mask, None, queries))
     assert not all(same(in_tree(model, 121, TREE), alone(model, 121, TREE)))
 
 
