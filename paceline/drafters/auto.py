@@ -316,9 +316,8 @@ class Auto(Ensemble):
         if not form.steps or not pace.known:
             return True
         brings, nodes = form.tokens / form.steps, form.nodes / form.steps
-        # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise. The others
-        # in a batch wait meanwhile.
-        brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / form.steps) / rows
+        # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
+        brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / form.steps)
         step = self._costs(1 + round(nodes)) + self._beside(1, nodes) if rows == 1 else rows * self._plain(rows)
         return brings / float(step + pace(rows, self._reach(notes, rows))) > self._rate(offer, rows)
 
