@@ -33,7 +33,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, Beside, Luck, Mean, Pace, Rest
+from paceline.drafters.expense import PATIENCE, WORTH, Beside, Luck, Mean, Pace, Rest
 from paceline.drafters.portions import Portions
 from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Trust
 from paceline.errors import BadRequest, PacelineError
@@ -52,6 +52,10 @@ FREE = 0.02
 MARGIN = 1.15
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
+#: What a batch's texts know of drafts weighs so many steps, but for one text in TRIES.
+EARNEST, TRIES = 8.0, 8
+#: How far a drafter may be wrong who thinks that a token is hardly worth its row.
+SLACK = 0.6
 #: How many times as long as one text's, what is known of all texts' guesses lasts.
 PAST = 16
 
@@ -62,11 +66,12 @@ class Past:
     Attributes:
         records: of each member.
         brought, luck: of all drafts.
+        texts: how many there were.
     """
 
     def __init__(self, members: int = 0) -> None:
         self.records = [Record(Trust(PAST * HALF_LIFE)) for _ in range(members)]
-        self.brought, self.luck = Form(PATIENCE, PATIENCE), Luck()
+        self.brought, self.luck, self.texts = Form(PATIENCE, PATIENCE), Luck(), 0
 
 
 @dataclass
@@ -163,7 +168,10 @@ class Auto(Ensemble):
         super().begin(sequence)
         notes: Notes = sequence.drafts
         notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
-        notes.records = [record.hint() for record in notes.past.records]
+        # A draft that reads the prompt in vain is felt by the whole batch: one text in some tries it for all.
+        notes.past.texts += 1
+        weight = EARNEST if notes.past.texts % TRIES else 1.0
+        notes.records = [record.hint(weight) for record in notes.past.records]
         notes.rest = Rest(notes.past.brought.hint(PATIENCE))
 
     def end(self, sequence: Sequence) -> None:
@@ -279,6 +287,7 @@ class Auto(Ensemble):
     ) -> None:
         """Ask a member; its draft replaces a worse one."""
         began = clock()
+        self.members[member].worth = self._worth(rows)
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
@@ -288,6 +297,13 @@ class Auto(Ensemble):
             # What is paid already does not count; drawn tokens must be judged.
             if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
                 best[s] = offer
+
+    def _worth(self, rows: int) -> float:
+        """Chance, as a member guesses it, below which a token is surely not worth its row in a batch."""
+        if rows == 1:
+            return 0.0
+        row = (self._costs(2 * rows) - self._costs(rows)) / rows
+        return SLACK * row / self._plain(rows)
 
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
@@ -309,17 +325,20 @@ class Auto(Ensemble):
         """Whether a member that takes time may beat the best draft so far."""
         if offer.tree.draws is not None:
             return False
-        notes: Notes = sequence.drafts
-        pace, records = self._paces[member], (notes.records[member], notes.past.records[member])
-        own, past = (record.form if rows == 1 else record.promise for record in records)
-        form = own if own.steps else past.hint()
-        if not form.steps or not pace.known:
+        pace, notes = self._paces[member], sequence.drafts
+        own, past = (records[member] for records in (notes.records, notes.past.records))
+        known = (own.form.steps and own.form) or past.form.hint() if rows == 1 else own.promise
+        if not known.steps or not pace.known:
             return True
-        brings, nodes = form.tokens / form.steps, form.nodes / form.steps
+        brings, nodes = known.tokens / known.steps, known.nodes / known.steps
         # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
-        brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / form.steps)
-        step = self._costs(1 + round(nodes)) + self._beside(1, nodes) if rows == 1 else rows * self._plain(rows)
-        return brings / float(step + pace(rows, self._reach(notes, rows))) > self._rate(offer, rows)
+        brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / known.steps)
+        spent = pace(rows, self._reach(notes, rows))
+        if rows == 1:
+            step = self._costs(1 + round(nodes)) + self._beside(1, nodes)
+            return brings / float(step + spent) > self._rate(offer, rows)
+        step = rows * self._plain(rows)
+        return (brings - self._rate(offer, rows) * step) * step > WORTH * spent
 
     def _rate(self, offer: Offer, rows: int) -> float:
         """Expected tokens a second of one text at the best size of its draft."""

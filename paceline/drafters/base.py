@@ -61,6 +61,9 @@ class Drafter(ABC):
     #: Layers whose states it wants with every outcome (0: embeddings; L: after the last norm); may be set by `attach`.
     taps: tuple[int, ...] = ()
 
+    #: A hint of whoever asks: chance of being accepted below which a drafted token will not be scored.
+    worth: float = 0.0
+
     #: A weak reference to the target that it was attached to last; kept by the engine.
     attached: Any = None
 

@@ -140,7 +140,7 @@ class DraftModel(ChainModel):
         if self._tree is not None:
             return self._grow(self._tree, sequences, budget)
         runs = [self._run(sequence, *limits) for sequence, limits in zip(sequences, budget, strict=True)]
-        self.write(runs, self._least)
+        self.write(runs, max(self._least, self.worth))
         return [run.tree() for run in runs]
 
     def commit(self, outcomes: Seq[Outcome]) -> None:

@@ -108,9 +108,9 @@ class Record:
     form: Form = field(default_factory=Form)
     promise: Form = field(default_factory=Form)
 
-    def hint(self) -> Record:
-        """The same with little weight: where another text starts."""
-        return Record(self.trust.hint(), self.form.hint(), self.promise.hint())
+    def hint(self, weight: float) -> Record:
+        """The same with little weight, in a batch so much: where another text starts."""
+        return Record(self.trust.hint(), self.form.hint(), self.promise.hint(weight))
 
 
 @dataclass

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from functools import cached_property
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -214,7 +215,7 @@ class CausalModel:
         """One forward pass over a tree a row.
 
         Args:
-            cache: the rows' cache. Neighbouring rows share a pass; others take one each.
+            cache: the rows' cache. Rows that are neighbours, or nearly, share a pass; others take one each.
             rows: one a tree.
             trees: nodes to score; their keys and values go into the rows' crowns.
             pending: for each row, committed tokens before the root that the cache has not seen; they are written
@@ -251,22 +252,18 @@ class CausalModel:
         if len(rows) == 1:
             logits, taps, starts = self._pass(cache, rows, nodes, hidden, view)
             return Scores(logits, starts, taps)
-        order = sorted(range(len(rows)), key=lambda i: rows[i].index)
-        groups: list[list[int]] = []
-        for i in order:
-            if groups and self._together(rows[groups[-1][-1]], rows[i]):
-                groups[-1].append(i)
-            else:
-                groups.append([i])
+        own = {row: i for i, row in enumerate(rows)}
+        groups = self._groups(cache, rows, bridged=view is None)
         parts: dict[int, tuple[torch.Tensor, dict[int, torch.Tensor]]] = {}
         for group in groups:
-            members, new = [rows[i] for i in group], [nodes[i] for i in group]
-            logits, taps, starts = self._pass(cache, members, new, hidden, view)
-            if len(groups) == 1 and order == list(range(len(rows))):
+            new = [nodes[own[row]] if row in own else Nodes.none() for row in group]
+            logits, taps, starts = self._pass(cache, group, new, hidden, view)
+            if group == list(rows):
                 return Scores(logits, starts, taps)
-            for j, i in enumerate(group):
-                span = slice(starts[j], starts[j + 1])
-                parts[i] = logits[span], {layer: h[span] for layer, h in taps.items()}
+            for j, row in enumerate(group):
+                if row in own:
+                    span = slice(starts[j], starts[j + 1])
+                    parts[own[row]] = logits[span], {layer: h[span] for layer, h in taps.items()}
         starts = starts_of(nodes)
         ordered = [parts[i] for i in range(len(rows))]
         taps = {layer: torch.cat([part[1][layer] for part in ordered]) for layer in hidden}
@@ -320,9 +317,22 @@ class CausalModel:
         )
         return logits, taps, starts_of(nodes)
 
+    def _groups(self, cache: TrieCache, rows: Seq[Row], bridged: bool) -> list[list[Row]]:
+        """Which rows share a pass, by index. A few that are not asked may come along to bridge a gap, without nodes."""
+        groups: list[list[Row]] = []
+        for row in sorted(rows, key=lambda row: row.index):
+            last = groups[-1] if groups else []
+            between = cache.live[last[-1].index + 1 : row.index] if last else []
+            near = bool(last) and (bridged or not between) and len(between) <= len(last)
+            if near and all(self._together(*pair) for pair in pairwise([last[-1], *between, row])):
+                last += [*between, row]
+            else:
+                groups.append([row])
+        return groups
+
     def _together(self, before: Row, row: Row) -> bool:
-        """Whether a row may share the pass of another one, which stands before it."""
-        return before.index + 1 == row.index
+        """Whether a row may share the pass of its neighbour, which stands before it."""
+        return True
 
     def _steered(self, view: View | None, rows: Seq[Row], extension: Extension) -> dict[str, Any]:
         """The view of one pass, if any: the one asked for, or that of the model's own rule."""

@@ -51,6 +51,11 @@ class Nodes:
     skip: int = 0
 
     @classmethod
+    def none(cls) -> Nodes:
+        """No nodes, of a row that others share a pass with."""
+        return cls(np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+    @classmethod
     def behind(cls, row: Row, tree: TokenTree, before: Seq[int]) -> Nodes:
         """A tree at the tip of a row's trunk, under a chain of further tokens."""
         base, skip = len(row.parents), len(before)

@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig, LlamaConfig
 
 from models.architectures import SUPPORTED, VOCABULARY, build
+from paceline.caches import Row, TrieCache
 from paceline.errors import ModelError, OutOfMemory, Unsupported
 from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
@@ -29,17 +30,34 @@ def fresh(model: CausalModel, text: list[int]) -> torch.Tensor:
     return model.module(input_ids=torch.tensor([text]), use_cache=False).logits[0].float()
 
 
-def test_rows_are_scored_in_the_order_asked_for(model: CausalModel) -> None:
-    """Rows that are not neighbours take a pass each; the answer's order is the question's."""
-    cache = model.new_cache(4)
+def test_rows_are_scored_in_the_order_asked_for(model: CausalModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those with few others between them share a pass, which leaves the others as they are."""
+    cache, passes = model.new_cache(4), []
+    one_pass = CausalModel._pass
+
+    def counted(self: CausalModel, cache: TrieCache, rows: list[Row], *rest: Any) -> Any:
+        passes.append([row.index for row in rows])
+        return one_pass(self, cache, rows, *rest)
+
+    monkeypatch.setattr(CausalModel, "_pass", counted)
     rows = [cache.allocate() for _ in range(4)]
     texts = [[1, 2], [3], [], [5, 6, 7]]
     for row, text in zip(rows, texts, strict=True):
         model.prefill(cache, row, text)
-    for order in ([0, 1, 2, 3], [3, 0, 2], [2, 0], [1]):
+    shared = {
+        (0, 1, 2, 3): [[0, 1, 2, 3]],
+        (3, 0, 2): [[0, 1, 2, 3]],
+        (2, 0): [[0, 1, 2]],
+        (0, 3): [[0], [3]],
+        (1,): [[1]],
+    }
+    for order, wanted_passes in shared.items():
+        passes.clear()
         trees = [TokenTree.chain(10 + i, [20 + i, 30 + i][: i % 3]) for i in order]
         pending = [[8, 9][: i % 2] for i in order]
         scores = model.score(cache, [rows[i] for i in order], trees, pending, hidden=(1,))
+        assert passes == wanted_passes
+        assert [len(row.parents) > 0 for row in rows] == [i in order for i in range(4)]
         assert scores.starts == [0, *np.cumsum([len(tree) for tree in trees]).tolist()]
         for at, i in enumerate(order):
             wanted = fresh(model, texts[i] + pending[at] + trees[at].tokens.tolist())
