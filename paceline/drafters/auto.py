@@ -34,7 +34,7 @@ import torch
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
 from paceline.drafters.expense import PATIENCE, WORTH, Beside, Luck, Mean, Pace, Rest
-from paceline.drafters.portions import Balance, Portions
+from paceline.drafters.portions import Portions
 from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
@@ -84,8 +84,6 @@ class Notes(Shared):
         rest: when nobody is asked.
         steps: steps so far.
         reach: tokens that a paid member is asked for.
-        speed: tokens of its steps.
-        share: how much of what its drafts are expected to bring counts in a batch.
         sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
         spent: seconds of judging and keeping until before it; None: nobody was asked in it.
     """
@@ -95,8 +93,6 @@ class Notes(Shared):
     rest: Rest = field(default_factory=Rest)
     steps: int = 0
     reach: int = 1
-    speed: Form = field(default_factory=lambda: Form(PATIENCE, PATIENCE))
-    share: float = 1.0
     sent: int = 0
     hoped: float = 0.0
     spent: float | None = None
@@ -133,7 +129,7 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        self._beside, self._balance = Beside(), Balance()
+        self._beside = Beside()
         self._asking = Mean()
         self._past: dict[float, Past] = {}
         self._sent: tuple[float, int, int] | None = None
@@ -169,7 +165,6 @@ class Auto(Ensemble):
 
     def begin(self, sequence: Sequence) -> None:
         self._live += 1  # `end` follows also where a member fails to begin
-        self._balance.begins()
         super().begin(sequence)
         notes: Notes = sequence.drafts
         notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
@@ -181,7 +176,6 @@ class Auto(Ensemble):
 
     def end(self, sequence: Sequence) -> None:
         self._live -= sequence.drafts is not None
-        self._balance.ends()
         super().end(sequence)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
@@ -189,15 +183,13 @@ class Auto(Ensemble):
         asked = [s for s in sequences if not s.drafts.rest.begins()]
         if rows == 1:
             self._time_judging(sequences[0])
-        else:
-            self._weigh(sequences)
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
             self._ask_all(asked, limits, best, rows)
             first = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
             offers = [best[s] for s in sequences]
-            shares = [s.drafts.share for s in sequences]
+            shares = [s.drafts.past.luck.share for s in sequences]
             sizes = [self._beside_prompt(offers[0])] if first else self._sizes(offers, shares)
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
@@ -212,13 +204,6 @@ class Auto(Ensemble):
         if total > rows:
             self._node = (self._costs(total) - self._costs(rows)) / (total - rows)
         return trees
-
-    def _weigh(self, sequences: Seq[Sequence]) -> None:
-        """How much of what each text's drafts are expected to bring counts."""
-        notes: list[Notes] = [s.drafts for s in sequences]
-        passes = [s.remaining * n.speed.steps / n.speed.tokens for s, n in zip(sequences, notes, strict=True)]
-        for note, weight in zip(notes, self._balance(passes), strict=True):
-            note.share = weight * note.past.luck.share / MARGIN
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
@@ -249,7 +234,6 @@ class Auto(Ensemble):
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             notes.steps += 1
-            notes.speed.add(len(outcome.tokens), 0)
             if notes.rest.now:
                 continue
             for tree, *records in zip(notes.trees, notes.records, notes.past.records, strict=True):
@@ -303,7 +287,7 @@ class Auto(Ensemble):
     ) -> None:
         """Ask a member; its draft replaces a worse one."""
         began = clock()
-        self.members[member].worth = self._worth(sequences, rows)
+        self.members[member].worth = self._worth(rows)
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
@@ -314,12 +298,12 @@ class Auto(Ensemble):
             if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
                 best[s] = offer
 
-    def _worth(self, sequences: list[Sequence], rows: int) -> float:
+    def _worth(self, rows: int) -> float:
         """Chance, as a member guesses it, below which a token is surely not worth its row in a batch."""
         if rows == 1:
             return 0.0
         row = (self._costs(2 * rows) - self._costs(rows)) / rows
-        return SLACK * row / self._plain(rows) / max(1.0, *(s.drafts.share for s in sequences))
+        return SLACK * row / self._plain(rows)
 
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
@@ -333,7 +317,7 @@ class Auto(Ensemble):
 
     def _promise(self, member: int, notes: Notes, offer: Offer, rows: int) -> None:
         """Learn how much faster a batch would be with drafts like this one."""
-        rates = self._rates(offer.discounted(notes.share), rows)
+        rates = self._rates(offer.discounted(notes.past.luck.share / MARGIN), rows)
         for record in (notes.records[member], notes.past.records[member]):
             record.promise.add(max(1.0, float(rates.max() / rates[0])), 0)
 
@@ -366,7 +350,7 @@ class Auto(Ensemble):
         """How much of each draft to score, so that all texts together advance fastest."""
         if len(offers) == 1:
             return [int(self._rates(offers[0].gains, 1).argmax())]
-        portions, texts = Portions(offers, shares, self._padded), len(offers)
+        portions, texts = Portions(offers, [share / MARGIN for share in shares], self._padded), len(offers)
         seconds = self._costs.each(portions.rows) + self._beside(texts, portions.rows - texts)
         return portions.sizes(int((portions.gains / seconds).argmax()))
 

@@ -1,11 +1,8 @@
-"""Which nodes of several texts' drafts to score together, when one pass serves them all, and for whose sake.
+"""Which nodes of several texts' drafts to score together, when one pass serves them all.
 
 Each text's nodes come best first (`Offer`). Where a pass computes nothing but nodes, the best nodes of all texts are
 taken, whosever they are: a text that copies gets a long draft and one that says something new gets none. Where it is
 padded to the widest tree, narrower trees cost as much, and all texts get as many nodes as they have up to one size.
-
-While others wait for a place, a token is worth the same in every text. While nobody does, a batch takes as long as its
-last text, whose passes serve it alone in the end: a token is worth the more, the more passes its text still needs.
 """
 
 from __future__ import annotations
@@ -15,9 +12,6 @@ from collections.abc import Sequence as Seq
 import numpy as np
 
 from paceline.drafters.worth import Offer
-
-#: Least and most that a token can be worth beside those of others.
-LEAST, MOST = 0.5, 2.0
 
 
 class Portions:
@@ -58,25 +52,3 @@ class Portions:
         """How many nodes of each draft a choice takes."""
         free = np.bincount(self._text[: self._taken[choice]], minlength=len(self._whole))
         return [int(size) for size in self._whole + free]
-
-
-class Balance:
-    """What a token of each text of a batch is worth."""
-
-    def __init__(self) -> None:
-        self._left = self._queue = False
-
-    def begins(self) -> None:
-        """A text begins. In the place of another one that just ended, it had waited."""
-        self._queue, self._left = self._left, False
-
-    def ends(self) -> None:
-        """A text ends."""
-        self._left = True
-
-    def __call__(self, passes: Seq[float]) -> np.ndarray:
-        """`[B]` weights, 1 on the whole, before a step of texts that still need so many passes each."""
-        if self._left:
-            self._left = self._queue = False
-        needed = np.maximum(passes, 1.0)
-        return np.ones(len(needed)) if self._queue else np.clip(needed / needed.mean(), LEAST, MOST)
