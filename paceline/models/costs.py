@@ -18,6 +18,7 @@ import torch
 
 from paceline.tree import TokenTree
 
+clock = time.perf_counter
 #: Rows that are measured, and the tokens that lie before them.
 ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
 CONTEXT = 128
@@ -69,14 +70,16 @@ class PassCosts:
 
 @torch.inference_mode()
 def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, rounds: int = 3) -> PassCosts:
-    """Time passes over chains of random tokens; about two seconds for half a billion weights on a CPU.
+    """Time passes over chains of random tokens; two to three seconds for half a billion weights on a CPU.
+
+    A machine's speed may change every few seconds, by half where others share its memory. So every pass is timed beside
+    one of the fewest rows, and of how many times as long it takes the median counts: as if all had run at one speed.
 
     Args:
         model: a `CausalModel`.
         rows: numbers of rows to measure.
         context: tokens in the cache before them.
-        rounds: passes of each size; the fastest counts, for what slows a pass down is not the pass. Each round takes
-            every size, so that what lasts a while slows down all of them.
+        rounds: passes of each size.
     """
     context = max(1, min(context, model.longest, model.context - max(rows) - 1))
     rows = [count for count in rows if context + count <= model.limit(context)]
@@ -87,17 +90,18 @@ def measure(model: Any, rows: Sequence[int] = ROWS, context: int = CONTEXT, roun
     model.prefill(cache, row, tokens[:context])
 
     def once(count: int) -> float:
-        began = time.perf_counter()
+        began = clock()
         model.score(cache, [row], [TokenTree.chain(tokens[context], tokens[context + 1 : context + count])])
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)
-        spent = time.perf_counter() - began
+        spent = clock() - began
         cache.crop(row, context)
         return spent
 
     once(rows[0])
-    times = [[once(count) for count in rows] for _ in range(rounds)]
-    return PassCosts(_rising(dict(zip(rows, map(min, *times), strict=True))))
+    pairs = np.array([[(once(rows[0]), once(count)) for count in rows] for _ in range(rounds)])
+    unit, times = np.median(pairs[..., 0]), np.median(pairs[..., 1] / pairs[..., 0], 0)
+    return PassCosts(_rising(dict(zip(rows, (unit * times).tolist(), strict=True))))
 
 
 def _rising(found: dict[int, float]) -> dict[int, float]:
