@@ -33,7 +33,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, WORTH, Beside, Luck, Mean, Pace, Rest
+from paceline.drafters.expense import PATIENCE, WARM, WORTH, Beside, Luck, Mean, Pace, Rest
 from paceline.drafters.portions import Portions
 from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Trust
 from paceline.errors import BadRequest, PacelineError
@@ -180,17 +180,18 @@ class Auto(Ensemble):
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         began, rows = clock(), len(sequences)
-        asked = [s for s in sequences if not s.drafts.rest.begins()]
+        beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
+        asked = [s for s in sequences if not s.drafts.rest.begins(beside and self._live > 1)]
         if rows == 1:
             self._time_judging(sequences[0])
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
             self._ask_all(asked, limits, best, rows)
-            first = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
             offers = [best[s] for s in sequences]
             shares = [s.drafts.past.luck.share for s in sequences]
-            sizes = [self._beside_prompt(offers[0])] if first else self._sizes(offers, shares)
+            # In a batch, where a token brings less, nothing is drafted beside a prompt.
+            sizes = [offers[0].sure(SURE)] if beside else self._sizes(offers, shares)
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
@@ -214,9 +215,11 @@ class Auto(Ensemble):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
         for member in paid:
+            hopeful = [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]
             # What nobody knows yet, one text finds out for all.
-            if hopeful := [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]:
-                self._offers(member, hopeful if self._paces[member].known else hopeful[:1], limits, best, rows)
+            unknown = [s for s in hopeful if not self._known(member, s, rows)]
+            if hopeful := [s for s in hopeful if s not in unknown[1:]]:
+                self._offers(member, hopeful, limits, best, rows)
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not sequence.drafts.rest.now:
@@ -321,13 +324,19 @@ class Auto(Ensemble):
         for record in (notes.records[member], notes.past.records[member]):
             record.promise.add(max(1.0, float(rates.max() / rates[0])), 0)
 
+    def _known(self, member: int, sequence: Sequence, rows: int) -> bool:
+        """Whether it is known what asking a member takes, and in a batch what it promises."""
+        promised = sequence.drafts.past.records[member].promise.steps
+        return self._paces[member].known and (rows == 1 or promised >= WARM)
+
     def _hopeful(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
         """Whether a member that takes time may beat the best draft so far."""
         if offer.tree.draws is not None:
             return False
         pace, notes = self._paces[member], sequence.drafts
         own, past = (records[member] for records in (notes.records, notes.past.records))
-        known = (own.form.steps and own.form) or past.form.hint() if rows == 1 else own.promise
+        seen, before = (own.form, past.form.hint()) if rows == 1 else (own.promise, past.promise.hint(EARNEST))
+        known = seen if seen.steps else before
         if not known.steps or not pace.known:
             return True
         brings, nodes = known.tokens / known.steps, known.nodes / known.steps
@@ -353,10 +362,6 @@ class Auto(Ensemble):
         portions, texts = Portions(offers, [share / MARGIN for share in shares], self._padded), len(offers)
         seconds = self._costs.each(portions.rows) + self._beside(texts, portions.rows - texts)
         return portions.sizes(int((portions.gains / seconds).argmax()))
-
-    def _beside_prompt(self, offer: Offer) -> int:
-        """Nodes that are worth their time beside a prompt; in a batch, where a token brings less, none are."""
-        return offer.sure(SURE) if self._live == 1 else 0
 
     def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
         """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""

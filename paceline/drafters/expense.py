@@ -142,10 +142,10 @@ class Rest:
     left: int = 0
     now: bool = False
 
-    def begins(self) -> bool:
-        """A step begins; whether it goes without."""
-        self.now = self.left > 0
-        self.left -= self.now
+    def begins(self, in_vain: bool = False) -> bool:
+        """A step begins; whether it goes without, as it does where asking would be in vain."""
+        self.now = in_vain or self.left > 0
+        self.left -= self.left > 0
         return self.now
 
     def asked(self, saved: float, asking: float, plain: float) -> None:
