@@ -23,39 +23,31 @@ al., "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding", 2024.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, WARM, WORTH, Beside, Luck, Mean, Pace, Rest
-from paceline.drafters.portions import Portions
+from paceline.drafters.expense import PATIENCE, WARM, WORTH, Luck, Mean, Pace, Rest
+from paceline.drafters.prices import MARGIN, Prices, clock
 from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
-from paceline.models.costs import PassCosts
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 
-clock = time.perf_counter
 #: What remembers successors where there is no draft model, by shape.
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: A drafter that takes less than this share of a plain pass is free.
 FREE = 0.02
-#: How many times what it costs a drafted token must be expected to bring in a batch, where both are known roughly.
-MARGIN = 1.15
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
 #: What a batch's texts know of drafts weighs so many steps, but for one text in TRIES.
 EARNEST, TRIES = 8.0, 8
-#: How far a drafter may be wrong who thinks that a token is hardly worth its row.
-SLACK = 0.6
 #: How many times as long as one text's, what is known of all texts' guesses lasts.
 PAST = 16
 
@@ -129,11 +121,8 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        self._beside = Beside()
-        self._asking = Mean()
+        self._asking, self._live = Mean(), 0
         self._past: dict[float, Past] = {}
-        self._sent: tuple[float, int, int] | None = None
-        self._node, self._live, self._padded = 0.0, 0, False
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
         if not self.explore >= 0:
@@ -155,8 +144,7 @@ class Auto(Ensemble):
             table = built(TABLE[self.shape])
             table.attach(target)
             self.members += (table,)
-        self._costs: PassCosts = target.costs
-        self._spare, self._padded = target.spare, not target.ragged
+        self._prices, self._spare = Prices(target.costs, not target.ragged), target.spare
         self._paces = [Pace() for _ in self.members]
 
     def shared(self) -> Notes:
@@ -191,7 +179,7 @@ class Auto(Ensemble):
             offers = [best[s] for s in sequences]
             shares = [s.drafts.past.luck.share for s in sequences]
             # In a batch, where a token brings less, nothing is drafted beside a prompt.
-            sizes = [offers[0].sure(SURE)] if beside else self._sizes(offers, shares)
+            sizes = [offers[0].sure(SURE)] if beside else self._prices.sizes(offers, shares)
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
@@ -200,17 +188,14 @@ class Auto(Ensemble):
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
             s.drafts.sent = tree.drafted
-        total = sum(len(tree) for tree in trees)
-        self._sent, self._node = (clock(), rows, total), 0.0
-        if total > rows:
-            self._node = (self._costs(total) - self._costs(rows)) / (total - rows)
+        self._prices.begin(rows, sum(len(tree) for tree in trees))
         return trees
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
     ) -> None:
         """Ask every member that may have something; `best` becomes the best drafts."""
-        paid = [i for i, pace in enumerate(self._paces) if pace() > FREE * self._costs(1)]
+        paid = [i for i, pace in enumerate(self._paces) if pace() > FREE * self._prices.passes(1)]
         for member in range(len(self.members)):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
@@ -230,7 +215,7 @@ class Auto(Ensemble):
         super().observe([outcome for outcome in outcomes if not outcome.sequence.drafts.rest.now])
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
-        if self._time_step() and self._node:
+        if self._prices.end() and self._prices.node:
             for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
                 own = [o for o in outcomes if o.sequence.drafts.past is past]
                 past.luck.add(sum(o.sequence.drafts.hoped for o in own), sum(len(o.path) - 1 for o in own))
@@ -248,26 +233,13 @@ class Auto(Ensemble):
                             record.form.add(len(outcome.tokens), outcome.tree.drafted)
             accepted = len(outcome.path) - 1
             if self._asking.known:
-                plain = self._plain(len(outcomes))
-                saved = accepted - outcome.tree.drafted * self._node / plain
+                plain = self._prices.plain(len(outcomes)) / len(outcomes)
+                saved = accepted - outcome.tree.drafted * self._prices.node / plain
                 notes.rest.asked(saved, self._asking.seconds, plain)
                 notes.past.brought.add(saved, 0)
             held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
-
-    def _plain(self, texts: int) -> float:
-        """Seconds of a step without drafts, for each of so many texts."""
-        return float(self._costs(texts) + self._beside(texts)) / texts
-
-    def _time_step(self) -> bool:
-        """Learn what the step of a batch that ends took beyond its pass; whether it was one."""
-        several = self._sent is not None and self._sent[1] > 1
-        if self._sent is not None and several:
-            sent, texts, nodes = self._sent
-            self._beside.batch(texts, nodes > texts, max(0.0, clock() - sent - self._costs(nodes)))
-        self._sent = None
-        return several
 
     def _time_judging(self, sequence: Sequence) -> None:
         """Learn what the last step of a single text took beside its pass."""
@@ -277,7 +249,7 @@ class Auto(Ensemble):
             return
         spent = sequence.stats.judge + sequence.stats.keep
         if notes.spent is not None and notes.steps > 1:  # the first one is the prompt's
-            self._beside.single(notes.sent, spent - notes.spent)
+            self._prices.beside.single(notes.sent, spent - notes.spent)
         notes.spent = spent
 
     def _offers(
@@ -290,7 +262,7 @@ class Auto(Ensemble):
     ) -> None:
         """Ask a member; its draft replaces a worse one."""
         began = clock()
-        self.members[member].worth = self._worth(rows)
+        self.members[member].worth = self._prices.worth(rows)
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
@@ -298,19 +270,12 @@ class Auto(Ensemble):
             if rows > 1:
                 self._promise(member, s.drafts, offer, rows)
             # What is paid already does not count; drawn tokens must be judged.
-            if tree.draws is not None or self._rate(offer, rows) > self._rate(best[s], rows):
+            if tree.draws is not None or self._prices.rate(offer, rows) > self._prices.rate(best[s], rows):
                 best[s] = offer
-
-    def _worth(self, rows: int) -> float:
-        """Chance, as a member guesses it, below which a token is surely not worth its row in a batch."""
-        if rows == 1:
-            return 0.0
-        row = (self._costs(2 * rows) - self._costs(rows)) / rows
-        return SLACK * row / self._plain(rows)
 
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
-        if self._paces[member]() <= FREE * self._costs(1):
+        if self._paces[member]() <= FREE * self._prices.passes(1):
             return limits
         return min(nodes, self._reach(sequence.drafts, rows)), depth
 
@@ -320,7 +285,7 @@ class Auto(Ensemble):
 
     def _promise(self, member: int, notes: Notes, offer: Offer, rows: int) -> None:
         """Learn how much faster a batch would be with drafts like this one."""
-        rates = self._rates(offer.discounted(notes.past.luck.share / MARGIN), rows)
+        rates = self._prices.rates(offer.discounted(notes.past.luck.share / MARGIN), rows)
         for record in (notes.records[member], notes.past.records[member]):
             record.promise.add(max(1.0, float(rates.max() / rates[0])), 0)
 
@@ -344,30 +309,10 @@ class Auto(Ensemble):
         brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / known.steps)
         spent = pace(rows, self._reach(notes, rows))
         if rows == 1:
-            step = self._costs(1 + round(nodes)) + self._beside(1, nodes)
-            return brings / float(step + spent) > self._rate(offer, rows)
-        step = rows * self._plain(rows)
-        return (brings - self._rate(offer, rows) * step) * step > WORTH * spent
-
-    def _rate(self, offer: Offer, rows: int) -> float:
-        """Expected tokens a second of one text at the best size of its draft."""
-        if not offer.tree.drafted:
-            return 1 / (rows * self._plain(rows))
-        return float(self._rates(offer.gains, rows).max())
-
-    def _sizes(self, offers: list[Offer], shares: list[float]) -> list[int]:
-        """How much of each draft to score, so that all texts together advance fastest."""
-        if len(offers) == 1:
-            return [int(self._rates(offers[0].gains, 1).argmax())]
-        portions, texts = Portions(offers, [share / MARGIN for share in shares], self._padded), len(offers)
-        seconds = self._costs.each(portions.rows) + self._beside(texts, portions.rows - texts)
-        return portions.sizes(int((portions.gains / seconds).argmax()))
-
-    def _rates(self, gains: np.ndarray, rows: int) -> np.ndarray:
-        """Tokens a second of drafts of 0, 1, ... tokens that bring `gains`, each of `rows` texts having one."""
-        nodes = np.arange(len(gains))
-        seconds = self._costs.each(rows * (1 + nodes)) + self._beside(rows, nodes)
-        return np.asarray(gains / seconds)
+            step = self._prices.passes(1 + round(nodes)) + self._prices.beside(1, nodes)
+            return brings / float(step + spent) > self._prices.rate(offer, rows)
+        step = self._prices.plain(rows)
+        return (brings - self._prices.rate(offer, rows) * step) * step > WORTH * spent
 
 
 def _pocket_draft(target: CausalModel) -> Drafter | None:

@@ -163,39 +163,6 @@ def test_a_text_whose_drafts_hold_never_rests(slow: Slow) -> None:
     assert result.stats.tokens_per_pass > 4
 
 
-def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    chooser = Auto(draft=None)
-    chooser._costs = PassCosts({1: 1.0, 64: 64.0})
-    gains = np.array([1.0, 1.9, 2.7])
-    assert chooser._rates(gains, 8).argmax() == 0
-    monkeypatch.setattr(auto, "clock", lambda: 100.0)
-    for texts in (1, 8):
-        chooser._sent = 0.0, texts, texts
-        chooser._time_step()
-    assert (chooser._beside(8), chooser._beside(1)) == (pytest.approx(92.0), 0.0)
-    assert chooser._rates(gains, 8).argmax() == 2
-    assert chooser._rates(gains, 1).argmax() == 0
-
-
-def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
-    chooser = Auto(draft=None)
-    chooser._costs = FLAT_TO_SIX
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        size = int(generator.integers(1, 15))
-        parents = np.array([-1, *(int(generator.integers(i)) for i in range(1, size + 1))])
-        odds = np.ones(size + 1)
-        for node in range(1, size + 1):
-            odds[node] = odds[parents[node]] * generator.random() ** 0.3
-        offer = Offer.of(TokenTree(np.arange(size + 1), parents), odds)
-        width = chooser._sizes([offer], [1.0])[0]
-        best = max((1 + sum(sorted(odds[1:], reverse=True)[:n])) / FLAT_TO_SIX(n + 1) for n in range(size + 1))
-        kept = offer.cut(width)
-        found = (1 + sum(odds[list(kept.tokens[1:])])) / FLAT_TO_SIX(len(kept))
-        assert found == pytest.approx(best)
-        assert chooser._rate(offer, 1) == pytest.approx(best)
-
-
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize("right", [0.5, 0.7, 0.9])
 def test_no_fixed_length_is_five_percent_faster(right: float, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,31 +188,6 @@ def test_no_fixed_length_is_five_percent_faster(right: float, monkeypatch: pytes
     fixed = {length: seconds(Fallible(text, right, length)) for length in (1, 2, 3, 4, 5, 6, 8, 11, 16)}
     own = seconds(Auto(copy=Fallible(text, right), draft=None, table=None, shape="chain"))
     assert own <= 1.05 * min(fixed.values()), fixed
-
-
-def test_nothing_is_drafted_where_a_row_costs_more_than_it_brings() -> None:
-    chooser = Auto(draft=None)
-    chooser._costs = PassCosts({1: 1.0, 2: 1.6, 32: 1.0 + 31 * 0.6})
-    for chance, wanted in ((0.55, 0), (0.65, 1)):
-        offer = Offer.of(TokenTree.chain(0, range(1, 9)), chance ** np.arange(9))
-        assert (chooser._sizes([offer], [1.0])[0] > 0) == wanted
-
-
-def test_a_batch_gets_smaller_drafts() -> None:
-    chooser = Auto(draft=None)
-    chooser._costs = FLAT_TO_SIX
-    offer = Offer.of(TokenTree.chain(0, range(1, 9)), 0.6 ** np.arange(9))
-    sizes = [sum(chooser._sizes([offer] * rows, [1.0] * rows)) / rows for rows in (1, 2, 4, 8)]
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] > sizes[-1]
-
-
-@pytest.mark.parametrize(("padded", "wanted"), [(False, [6, 0, 0]), (True, [0, 0, 0])])
-def test_in_a_batch_the_text_that_copies_gets_the_draft(padded: bool, wanted: list[int]) -> None:
-    chooser = Auto(draft=None)
-    chooser._costs, chooser._padded = PassCosts({1: 1.0, 3: 1.0, 16: 3.0}), padded
-    copies, guesses = (Offer.of(TokenTree.chain(0, range(1, 7)), chance ** np.arange(7)) for chance in (0.98, 0.1))
-    assert chooser._sizes([copies, guesses, guesses], [1.0] * 3) == wanted
 
 
 def test_trust_follows_what_came_true() -> None:

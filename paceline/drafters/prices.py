@@ -1,0 +1,89 @@
+"""What steps of one text or of a batch take, and hence which drafts to score."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Seq
+
+import numpy as np
+
+from paceline.drafters.expense import Beside
+from paceline.drafters.portions import Portions
+from paceline.drafters.worth import Offer
+from paceline.models.costs import PassCosts
+
+clock = time.perf_counter
+#: How many times what it costs a drafted token must be expected to bring in a batch, where both are known roughly.
+MARGIN = 1.15
+#: How far a drafter may be wrong who thinks that a token is hardly worth its row.
+SLACK = 0.6
+
+
+class Prices:
+    """Seconds of steps, and rates: tokens a second.
+
+    Args:
+        passes: what passes cost by their rows.
+        padded: whether a pass over a batch takes as many rows for every text as for the one with most nodes.
+
+    Attributes:
+        beside: what steps take beside their passes.
+        node: seconds that each drafted token of the last step took.
+    """
+
+    def __init__(self, passes: PassCosts, padded: bool = False) -> None:
+        self.passes, self.padded = passes, padded
+        self.beside, self.node = Beside(), 0.0
+        self._sent: tuple[float, int, int] | None = None
+
+    def plain(self, texts: int) -> float:
+        """Seconds of a step without drafts."""
+        return float(self.passes(texts) + self.beside(texts))
+
+    def rates(self, gains: np.ndarray, texts: int) -> np.ndarray:
+        """Of drafts of 0, 1, ... tokens that bring `gains` tokens, each of `texts` texts having one: of each text."""
+        nodes = np.arange(len(gains))
+        seconds = self.passes.each(texts * (1 + nodes)) + self.beside(texts, nodes)
+        return np.asarray(gains / seconds)
+
+    def rate(self, offer: Offer, texts: int) -> float:
+        """Of a draft like this one in each of so many texts, at its best size."""
+        if not offer.tree.drafted:
+            return 1 / self.plain(texts)
+        return float(self.rates(offer.gains, texts).max())
+
+    def sizes(self, offers: Seq[Offer], shares: Seq[float]) -> list[int]:
+        """How much of each draft to score, so that all texts together advance fastest.
+
+        Args:
+            offers: one a text.
+            shares: in a batch, how much of what each is expected to bring comes true.
+        """
+        texts = len(offers)
+        if texts == 1:
+            return [int(self.rates(offers[0].gains, 1).argmax())]
+        portions = Portions(offers, [share / MARGIN for share in shares], self.padded)
+        seconds = self.passes.each(portions.rows) + self.beside(texts, portions.rows - texts)
+        return portions.sizes(int((portions.gains / seconds).argmax()))
+
+    def worth(self, texts: int) -> float:
+        """Chance, as a drafter guesses it, below which a token is surely not worth its row; 0 for a text alone."""
+        if texts == 1:
+            return 0.0
+        row = (self.passes(2 * texts) - self.passes(texts)) / texts
+        return SLACK * row * texts / self.plain(texts)
+
+    def begin(self, texts: int, rows: int) -> None:
+        """A step of so many texts sets out on a pass of so many rows."""
+        self._sent, self.node = (clock(), texts, rows), 0.0
+        if rows > texts:
+            self.node = (self.passes(rows) - self.passes(texts)) / (rows - texts)
+
+    def end(self) -> bool:
+        """The step is over; learns what one of a batch took beyond its pass. Whether it was one."""
+        if self._sent is None:
+            return False
+        (began, texts, rows), self._sent = self._sent, None
+        if texts > 1:
+            self.beside.batch(texts, rows > texts, max(0.0, clock() - began - self.passes(rows)))
+        return texts > 1

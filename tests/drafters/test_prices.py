@@ -1,0 +1,86 @@
+"""What steps take, and which drafts are scored therefore."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paceline.drafters import prices
+from paceline.drafters.prices import Prices
+from paceline.drafters.worth import Offer
+from paceline.models.costs import PassCosts
+from paceline.tree import TokenTree
+
+FLAT_TO_SIX = PassCosts({1: 1.0, 6: 1.0, 12: 1.6, 24: 2.8})
+
+
+def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    chooser = Prices(PassCosts({1: 1.0, 64: 64.0}))
+    gains = np.array([1.0, 1.9, 2.7])
+    assert chooser.rates(gains, 8).argmax() == 0
+    now = [0.0]
+    monkeypatch.setattr(prices, "clock", lambda: now[0])
+    for texts in (1, 8):
+        chooser.begin(texts, texts)
+        now[0] += 100.0
+        assert chooser.end() == (texts > 1)
+    assert not chooser.end(), "no step has begun since"
+    assert (chooser.beside(8), chooser.beside(1)) == (pytest.approx(92.0), 0.0)
+    assert (chooser.plain(8), chooser.plain(1)) == (pytest.approx(100.0), 1.0)
+    assert chooser.rates(gains, 8).argmax() == 2
+    assert chooser.rates(gains, 1).argmax() == 0
+
+
+def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
+    chooser = Prices(FLAT_TO_SIX)
+    generator = np.random.default_rng(0)
+    for _ in range(50):
+        size = int(generator.integers(1, 15))
+        parents = np.array([-1, *(int(generator.integers(i)) for i in range(1, size + 1))])
+        odds = np.ones(size + 1)
+        for node in range(1, size + 1):
+            odds[node] = odds[parents[node]] * generator.random() ** 0.3
+        offer = Offer.of(TokenTree(np.arange(size + 1), parents), odds)
+        width = chooser.sizes([offer], [1.0])[0]
+        best = max((1 + sum(sorted(odds[1:], reverse=True)[:n])) / FLAT_TO_SIX(n + 1) for n in range(size + 1))
+        kept = offer.cut(width)
+        found = (1 + sum(odds[list(kept.tokens[1:])])) / FLAT_TO_SIX(len(kept))
+        assert found == pytest.approx(best)
+        assert chooser.rate(offer, 1) == pytest.approx(best)
+
+
+def test_nothing_is_drafted_where_a_row_costs_more_than_it_brings() -> None:
+    chooser = Prices(PassCosts({1: 1.0, 2: 1.6, 32: 1.0 + 31 * 0.6}))
+    for chance, wanted in ((0.55, 0), (0.65, 1)):
+        offer = Offer.of(TokenTree.chain(0, range(1, 9)), chance ** np.arange(9))
+        assert (chooser.sizes([offer], [1.0])[0] > 0) == wanted
+
+
+def test_a_batch_gets_smaller_drafts() -> None:
+    chooser = Prices(FLAT_TO_SIX)
+    offer = Offer.of(TokenTree.chain(0, range(1, 9)), 0.6 ** np.arange(9))
+    sizes = [sum(chooser.sizes([offer] * rows, [1.0] * rows)) / rows for rows in (1, 2, 4, 8)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[-1]
+
+
+@pytest.mark.parametrize(("padded", "wanted"), [(False, [6, 0, 0]), (True, [0, 0, 0])])
+def test_in_a_batch_the_text_that_copies_gets_the_draft(padded: bool, wanted: list[int]) -> None:
+    chooser = Prices(PassCosts({1: 1.0, 3: 1.0, 16: 3.0}), padded)
+    copies, guesses = (Offer.of(TokenTree.chain(0, range(1, 7)), chance ** np.arange(7)) for chance in (0.98, 0.1))
+    assert chooser.sizes([copies, guesses, guesses], [1.0] * 3) == wanted
+
+
+def test_drafted_tokens_of_a_step_share_what_their_rows_take() -> None:
+    chooser = Prices(FLAT_TO_SIX)
+    chooser.begin(2, 2)
+    assert chooser.node == 0
+    chooser.begin(2, 12)
+    assert chooser.node == pytest.approx(0.06)
+
+
+def test_a_token_is_worth_its_row_from_some_chance_on() -> None:
+    """In a batch of eight a row takes 0.1 and a plain step 1.2, which brings eight tokens."""
+    chooser = Prices(FLAT_TO_SIX)
+    assert chooser.worth(1) == 0
+    assert chooser.worth(8) == pytest.approx(prices.SLACK * 0.1 * 8 / 1.2)
