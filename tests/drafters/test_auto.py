@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from drafters.support import PROMPTS, engine_of, generated, llama, results
+from drafters.support import PROMPTS, engine_of, generated, llama, results, start
 from paceline import registry
 from paceline.drafters import auto
 from paceline.drafters.auto import Auto
 from paceline.drafters.base import Drafter
 from paceline.drafters.draft import DraftModel
-from paceline.drafters.worth import Offer, Trust
+from paceline.drafters.worth import Trust
 from paceline.errors import BadRequest
 from paceline.models.costs import PassCosts
 from paceline.policies.base import Pipeline
@@ -39,8 +39,10 @@ class Slow(Drafter):
     warming: float = 0.0
     asked: int = 0
     now: float = 0.0
+    groups: list[int] = field(default_factory=list)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        self.groups.append(len(sequences))
         self.now += self.seconds * len(sequences) + (0 if self.asked else self.warming)
         self.asked += len(sequences)
         return [self._tree(s, *limits) for s, limits in zip(sequences, budget, strict=True)]
@@ -134,6 +136,61 @@ def test_a_draft_that_failed_in_one_text_is_tried_again_in_the_next(slow: Slow) 
     passes = engine.generate([5], drafter=chooser, max_new_tokens=150, ignore_eos=True).stats.forward_passes
     assert 1 <= failed < 20
     assert passes < 35
+
+
+def four_texts(slow: Slow, prompts: list[list[int]], count: int = 100) -> list[int]:
+    """Passes of each text of a batch, which are the greedy ones."""
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = FLAT_TO_SIX
+    chooser = Auto(copy=None, table=None, draft=slow)
+    found = results(engine, prompts, drafter=chooser, max_new_tokens=count, ignore_eos=True)
+    plain = results(engine, prompts, max_new_tokens=count, ignore_eos=True)
+    assert [result.tokens for result in found] == [result.tokens for result in plain]
+    return [result.stats.forward_passes for result in found]
+
+
+def test_in_a_batch_one_text_finds_out_that_a_drafter_never_helps(slow: Slow) -> None:
+    passes = four_texts(slow, [[5], [6], [7], [8]])
+    assert min(passes) > 95
+    assert set(slow.groups[:3]) == {1}
+    assert sum(slow.groups) < 12
+
+
+def test_in_a_batch_all_ask_a_drafter_that_helps_one(slow: Slow) -> None:
+    module = llama(context=256)
+    module.generation_config.eos_token_id = None
+    slow.texts = {first: generated(module, [first], 100) for first in (5, 6, 7, 8)}
+    slow.seconds = 0.03
+    passes = four_texts(slow, [[5], [6], [7], [8]])
+    assert slow.groups.index(4) < 12
+    assert max(passes) < 60
+
+
+def test_nobody_is_asked_beside_a_prompt_while_others_are_written(slow: Slow) -> None:
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = FLAT_TO_SIX
+    chooser = Auto(copy=None, table=None, draft=slow)
+    for first in (5, 6, 7, 8):
+        start(engine, [first] * 20, drafter=chooser)
+    engine.decoder.step()
+    assert len(engine.decoder.running) == 4
+    assert slow.groups == [1]
+
+
+def test_a_text_starts_from_what_others_of_its_temperature_taught(slow: Slow) -> None:
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = FLAT_TO_SIX
+    chooser = Auto(copy=None, table=None, draft=slow)
+    engine.generate([5], drafter=chooser, max_new_tokens=60, ignore_eos=True)
+    chances = []
+    for temperature in (0.0, 0.9):
+        start(engine, [6], drafter=chooser, temperature=temperature)
+        engine.decoder.step()
+        (text,) = engine.decoder.running
+        (record,) = text.drafts.records
+        chances.append(record.trust.corrected(TokenTree.chain(6, [47]))[1])
+        engine.decoder.cancel(text.request.id)
+    assert chances[0] < 0.2 < 0.3 < chances[1]
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.15])

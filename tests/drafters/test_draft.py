@@ -120,9 +120,11 @@ def test_the_budget_is_kept(nodes: int, depth: int, expected: int) -> None:
     assert drafter.propose([sequence], [(nodes, depth)])[0].drafted == expected
 
 
-@pytest.mark.parametrize("confidence", [0.02, 0.1, 0.3, 1.0])
-def test_a_draft_ends_with_the_first_token_that_makes_it_doubtful(confidence: float) -> None:
+@pytest.mark.parametrize(("confidence", "hint"), [(0.02, 0), (0.1, 0), (0.3, 0), (1.0, 0), (0.02, 0.3)])
+def test_a_draft_ends_with_the_first_token_that_makes_it_doubtful(confidence: float, hint: float) -> None:
+    """Or hardly worth its row, for whoever asks."""
     engine, drafter = tables(length=8, confidence=confidence)
+    drafter.worth, confidence = hint, max(confidence, hint)
     for prompt in ([1], [2, 3], [4, 5, 1]):
         sequence, tree = proposed(engine, drafter, prompt)
         path = sequence.tokens[-1:] + tree.tokens[1:].tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.drafters.expense import LONGEST, SHARE, Beside, Luck, Rest, moved
+from paceline.drafters.expense import LONGEST, SHARE, WARM, Beside, Luck, Mean, Pace, Rest, moved
 
 
 def test_judging_is_learnt_by_drafted_token() -> None:
@@ -77,3 +77,34 @@ def test_asking_that_takes_next_to_nothing_never_rests() -> None:
     for _ in range(500):
         assert not rest.begins()
         rest.asked(0, 0.5 * SHARE, 1.0)
+
+
+def test_a_step_in_which_asking_would_be_in_vain_goes_without() -> None:
+    rest = Rest()
+    assert rest.begins(in_vain=True)
+    assert rest.now
+    assert not rest.begins()
+
+
+def test_the_first_times_count_as_the_shortest_of_them() -> None:
+    mean = Mean()
+    assert (mean.seconds, mean.known) == (0.0, False)
+    for seconds in (9.0, 2.0, 5.0):
+        mean.add(seconds)
+    assert mean.count == WARM
+    assert (mean.seconds, mean.known) == (2.0, True)
+    mean.add(3.0)
+    assert mean.seconds == pytest.approx(2.1)
+
+
+def test_a_batch_is_asked_by_depth_and_a_text_alone_as_a_whole() -> None:
+    pace = Pace()
+    assert pace() == pace(8, 3) == 0
+    pace.add(4.0, texts=8, depth=3)
+    assert pace() == pace(8, 1) == 2.0  # until it is known of a text alone
+    assert pace(8, 3) == 4.0
+    pace.add(0.5, texts=1, depth=9)
+    assert not pace.known
+    pace.add(0.7, texts=1, depth=2)
+    assert pace.known
+    assert (pace(), pace(1, 7), pace(4, 1)) == (0.5, 0.5, 2.0)
