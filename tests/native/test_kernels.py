@@ -209,6 +209,19 @@ def test_keys_queries_and_outputs_may_be_views(kernels: Kernels) -> None:
     assert (wide[:, 5:] == 7).all()
 
 
+@pytest.mark.parametrize("counts", [(3, 3), (5, 1), (1, 9), (4, 0)])
+def test_texts_may_have_different_numbers_of_queries(kernels: Kernels, counts: tuple[int, int]) -> None:
+    """Those of all lie one after the other; each text's are what they are alone, bit for bit."""
+    query, key, value, mask = inputs(queries=max(counts))
+    parts = [(query[b : b + 1, :, :n], mask[b : b + 1, :, :n]) for b, n in enumerate(counts)]
+    joined, seen = torch.cat([q for q, _ in parts], 2), torch.cat([m for _, m in parts], 2)
+    out = torch.full((1, sum(counts), 4, 16), torch.nan)
+    kernels.attend(joined, key, value, kernels.seen(seen, HIDDEN, counts), 0.25, None, out)
+    for b, ((q, m), own) in enumerate(zip(parts, out.split(list(counts), 1), strict=True)):
+        if counts[b]:
+            assert torch.equal(attention(kernels, q, key[b : b + 1], value[b : b + 1], m), own)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [-torch.inf, torch.finfo(torch.float32).min])
 def test_queries_that_see_nothing_give_zeros(kernels: Kernels, hidden: float, dtype: torch.dtype) -> None:
