@@ -33,7 +33,7 @@ from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
 from paceline.drafters.expense import PATIENCE, WARM, WORTH, Luck, Mean, Pace, Rest
 from paceline.drafters.prices import MARGIN, Prices, clock
-from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Trust
+from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Seen, Trust
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
@@ -217,8 +217,8 @@ class Auto(Ensemble):
     def commit(self, outcomes: Seq[Outcome]) -> None:
         if self._prices.end() and self._prices.node:
             for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
-                own = [o for o in outcomes if o.sequence.drafts.past is past]
-                past.luck.add(sum(o.sequence.drafts.hoped for o in own), sum(len(o.path) - 1 for o in own))
+                like = [o for o in outcomes if o.sequence.drafts.past is past]
+                past.luck.add(sum(o.sequence.drafts.hoped for o in like), sum(len(o.path) - 1 for o in like))
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             notes.steps += 1
@@ -226,9 +226,10 @@ class Auto(Ensemble):
                 continue
             for tree, *records in zip(notes.trees, notes.records, notes.past.records, strict=True):
                 if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
-                    seen = as_seen(outcome, tree)
+                    own = as_seen(outcome, tree)
+                    seen = Seen.of(own.tree, own.path)
                     for record in records:
-                        record.trust.learn(seen.tree, seen.path)
+                        record.trust.learn(seen)
                         if len(outcomes) == 1:
                             record.form.add(len(outcome.tokens), outcome.tree.drafted)
             accepted = len(outcome.path) - 1
@@ -266,11 +267,14 @@ class Auto(Ensemble):
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
-            offer = Offer.of(tree, s.drafts.records[member].trust.corrected(tree))
+            offer = Offer.none(tree.root)
+            if tree.drafted:
+                offer = Offer.of(tree, s.drafts.records[member].trust.corrected(tree))
             if rows > 1:
                 self._promise(member, s.drafts, offer, rows)
             # What is paid already does not count; drawn tokens must be judged.
-            if tree.draws is not None or self._prices.rate(offer, rows) > self._prices.rate(best[s], rows):
+            better = tree.drafted and self._prices.rate(offer, rows) > self._prices.rate(best[s], rows)
+            if better or tree.draws is not None:
                 best[s] = offer
 
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:

@@ -89,10 +89,10 @@ class Ensemble(Drafter):
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         sequences = [outcome.sequence for outcome in outcomes]
-        for i, member in enumerate(self.members):
+        for i in self._overriding("commit"):
             seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in outcomes]
             with _OwnStates(i, sequences):
-                member.commit(seen)
+                self.members[i].commit(seen)
         for sequence in sequences:
             sequence.drafts.trees = [None] * len(self.members)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,35 @@ WEIGHT = 8.0
 
 #: The order and the gains of a draft without nodes.
 _NO_NODES, _BONUS = np.zeros(0, np.int64), np.ones(1)
+
+
+def _classes(tree: TokenTree) -> np.ndarray:
+    """`[N + 1]`, of the guess of each node."""
+    odds = tree.odds if tree.odds is not None else 0.5**tree.depth
+    above = np.maximum(odds[tree.parents], 1e-12)
+    return np.searchsorted(CLASSES, np.minimum(odds / above, 1.0))
+
+
+class Seen(NamedTuple):
+    """What became of the nodes of a draft whose parents were accepted: `[n]` classes of guesses, and which were right.
+
+    `used`: the classes, each once.
+    """
+
+    classes: np.ndarray
+    right: np.ndarray
+    used: np.ndarray
+
+    @classmethod
+    def of(cls, tree: TokenTree, path: Seq[int]) -> Seen:
+        """Of a tree all of whose nodes were judged `path` was accepted."""
+        if tree.drafted == 0:
+            return cls(_NO_NODES, _NO_NODES, _NO_NODES)
+        on = np.zeros(len(tree), bool)
+        on[list(path)] = True
+        judged = np.flatnonzero(on[tree.parents] & (tree.parents >= 0))
+        classes = _classes(tree)[judged]
+        return cls(classes, on[judged], np.unique(classes))
 
 
 class Trust:
@@ -46,30 +76,19 @@ class Trust:
     def corrected(self, tree: TokenTree) -> np.ndarray:
         """`[N + 1]` chance that each node is accepted."""
         odds = np.ones(len(tree))
-        given = (self.right / self.tried)[self._classes(tree)]
+        given = (self.right / self.tried)[_classes(tree)]
         for node in range(1, len(tree)):
             odds[node] = odds[tree.parents[node]] * given[node]
         return odds
 
-    def learn(self, tree: TokenTree, path: Seq[int]) -> None:
-        """Take in that of a tree all of whose nodes were judged `path` was accepted."""
-        if tree.drafted == 0:
+    def learn(self, seen: Seen) -> None:
+        """Take in what became of a draft's nodes."""
+        if not len(seen.classes):
             return
-        on = np.zeros(len(tree), bool)
-        on[list(path)] = True
-        judged = np.flatnonzero(on[tree.parents] & (tree.parents >= 0))
-        classes = self._classes(tree)[judged]
-        used = np.unique(classes)
-        self.tried[used] *= self._fade
-        self.right[used] *= self._fade
-        np.add.at(self.tried, classes, 1.0)
-        np.add.at(self.right, classes, on[judged])
-
-    @staticmethod
-    def _classes(tree: TokenTree) -> np.ndarray:
-        odds = tree.odds if tree.odds is not None else 0.5**tree.depth
-        above = np.maximum(odds[tree.parents], 1e-12)
-        return np.searchsorted(CLASSES, np.minimum(odds / above, 1.0))
+        self.tried[seen.used] *= self._fade
+        self.right[seen.used] *= self._fade
+        np.add.at(self.tried, seen.classes, 1.0)
+        np.add.at(self.right, seen.classes, seen.right)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from paceline.drafters import auto
 from paceline.drafters.auto import Auto
 from paceline.drafters.base import Drafter
 from paceline.drafters.draft import DraftModel
-from paceline.drafters.worth import Trust
+from paceline.drafters.worth import Seen, Trust
 from paceline.errors import BadRequest
 from paceline.models.costs import PassCosts
 from paceline.policies.base import Pipeline
@@ -253,10 +253,10 @@ def test_trust_follows_what_came_true() -> None:
     before = trust.corrected(tree)
     assert np.allclose(before, [1, 0.85, 0.85**2, 0.85**3])
     for _ in range(40):
-        trust.learn(tree, [0])
+        trust.learn(Seen.of(tree, [0]))
     assert trust.corrected(tree)[1] < 0.3
     for _ in range(80):
-        trust.learn(tree, [0, 1, 2, 3])
+        trust.learn(Seen.of(tree, [0, 1, 2, 3]))
     assert trust.corrected(tree)[1] > 0.85
     other = TokenTree(np.array([9, 1]), np.array([-1, 0]), odds=np.array([1.0, 0.3]))
     assert trust.corrected(other)[1] == Trust().corrected(other)[1], "other classes of guesses are left alone"

@@ -229,8 +229,8 @@ def test_slots_in_another_order_would_be_seen(monkeypatch: pytest.MonkeyPatch) -
         pytest.skip(native.reason())
     seen = Kernels.seen
 
-    def shuffled(self: Kernels, mask: Tensor, hidden: float) -> Seen:
-        plain = seen(self, mask, hidden)
+    def shuffled(self: Kernels, mask: Tensor, hidden: float, queries: tuple[int, ...] | None = None) -> Seen:
+        plain = seen(self, mask, hidden, queries)
         generator = torch.Generator().manual_seed(plain.slots.numel())
         runs = plain.slots.split(plain.first.diff().tolist())
         return plain._replace(slots=torch.cat([r[torch.randperm(len(r), generator=generator)] for r in runs]))
