@@ -156,6 +156,7 @@ class NGram(SequenceDrafter):
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         notes: Notes = sequence.drafts
+        notes.index.extend(sequence.tokens[len(notes.index.text) :])  # all since it was asked last
         notes.length = 0
         limit, free = min(nodes, depth, self.length), self._spare if self.free is None else self.free
         paths: list[list[int]] = []
@@ -178,11 +179,13 @@ class NGram(SequenceDrafter):
     def commit(self, outcomes: Seq[Outcome]) -> None:
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
+            if not notes.length:
+                continue
             # The first candidate is nodes 1, 2, ...; the path follows it while its entries count up.
             # A draft that was cut before it was judged says nothing about what was cut off.
             notes.length = min(notes.length, outcome.tree.drafted)
             notes.learn(sum(node == i for i, node in enumerate(outcome.path)) - 1)
-            notes.index.extend(outcome.tokens)
+            notes.length = 0
 
     def end(self, sequence: Sequence) -> None:
         sequence.drafts = None
