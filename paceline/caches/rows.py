@@ -75,10 +75,8 @@ class Extension:
     def places(self) -> tuple[np.ndarray, np.ndarray]:
         """Row of the B and slot of every node, `[N]` each."""
         counts = np.array(self.counts)
-        before = np.repeat(counts.cumsum() - counts, counts)
-        return np.repeat(np.arange(len(counts)), counts), np.repeat(self.starts, counts) + np.arange(
-            len(before)
-        ) - before
+        within = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+        return np.repeat(np.arange(len(counts)), counts), np.repeat(self.starts, counts) + within
 
     def window(self, size: int) -> np.ndarray:
         """`visible` restricted to the last `size` positions, the node's own included."""

@@ -282,10 +282,8 @@ class TrieCache(Cache):
         self.rows, self.capacity = rows, capacity
 
     def _layout(self, rows: Sequence[Row], starts: list[int], width: int) -> Extension:
-        length, counts = (
-            bucket(max(starts) + width),
-            [row.length - start for row, start in zip(rows, starts, strict=True)],
-        )
+        length = bucket(max(starts) + width)
+        counts = [row.length - start for row, start in zip(rows, starts, strict=True)]
         if all(row.length == start + width and row.is_chain for row, start in zip(rows, starts, strict=True)):
             # Chains behind their trunks, nothing padded: slot, position and order are one.
             slots = np.arange(length)
