@@ -1,7 +1,7 @@
 """Nobody should have to tune a draft: which drafter, how many tokens, or none, decided anew at every step.
 
 *Worth.* Every drafted node `v` comes with the drafter's guess of the chance that it is accepted, corrected by what
-became of such guesses in this text (`Trust`); call it `A(v)`. A step that scores the `n` best nodes brings
+became of such guesses in this text and others (`Trust`); call it `A(v)`. A step that scores the `n` best nodes brings
 `E(n) = 1 + sum A(v)` tokens in expectation and takes `R(n)` seconds, where `R` is what a pass of that many rows was
 measured to cost on this device (`PassCosts`), plus drafting and judging. `n` maximises `E(n) / R(n)`; `n = 0` is
 plain decoding. Several texts in a batch share the pass, and the best nodes of all are scored (`Portions`). Where drafts
