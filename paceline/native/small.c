@@ -5,7 +5,7 @@
 
 #include "lanes.h"
 
-enum { PANEL = 4 * LANES, TOGETHER = 4 };
+enum { PANEL = 4 * LANES, TOGETHER = 6 };
 
 typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
 typedef uint32_t words __attribute__((vector_size(64)));
@@ -66,13 +66,17 @@ static void product(const void *weights, int64_t half, int64_t panel, const floa
         case 1: few(weights, 1, panel, x, inputs, 1, out); return;
         case 2: few(weights, 1, panel, x, inputs, 2, out); return;
         case 3: few(weights, 1, panel, x, inputs, 3, out); return;
-        default: few(weights, 1, panel, x, inputs, 4, out); return;
+        case 4: few(weights, 1, panel, x, inputs, 4, out); return;
+        case 5: few(weights, 1, panel, x, inputs, 5, out); return;
+        default: few(weights, 1, panel, x, inputs, 6, out); return;
         }
     switch (rows) {
     case 1: few(weights, 0, panel, x, inputs, 1, out); return;
     case 2: few(weights, 0, panel, x, inputs, 2, out); return;
     case 3: few(weights, 0, panel, x, inputs, 3, out); return;
-    default: few(weights, 0, panel, x, inputs, 4, out); return;
+    case 4: few(weights, 0, panel, x, inputs, 4, out); return;
+    case 5: few(weights, 0, panel, x, inputs, 5, out); return;
+    default: few(weights, 0, panel, x, inputs, 6, out); return;
     }
 }
 
@@ -95,15 +99,15 @@ static void multiply(const void *weights, int64_t half, const float *x, int64_t 
     }
 }
 
-/* silu(gate x) * (up x) */
-static void gated(const layer *l, const shape *s, const float *x, float *y)
+/* silu(gate x) * (up x) of some rows of x */
+static void gated(const layer *l, const shape *s, const float *x, int64_t rows, float *y)
 {
 #pragma omp for schedule(static)
     for (int64_t panel = 0; panel < (s->inner + PANEL - 1) / PANEL; panel++) {
         int64_t from = panel * PANEL, count = least(PANEL, s->inner - from);
         float gate[TOGETHER][PANEL], up[TOGETHER][PANEL];
-        for (int64_t r = 0; r < s->rows; r += TOGETHER) {
-            int64_t now = least(TOGETHER, s->rows - r);
+        for (int64_t r = 0; r < rows; r += TOGETHER) {
+            int64_t now = least(TOGETHER, rows - r);
             product(l->gate, s->half, panel, x + r * s->hidden, s->hidden, now, gate);
             product(l->up, s->half, panel, x + r * s->hidden, s->hidden, now, up);
             for (int64_t i = 0; i < now; i++) {
@@ -114,10 +118,10 @@ static void gated(const layer *l, const shape *s, const float *x, float *y)
     }
 }
 
-static void normalise_rows(const float *x, const float *weight, const shape *s, float *to)
+static void normalise_rows(const float *x, const float *weight, const shape *s, int64_t rows, float *to)
 {
 #pragma omp for schedule(static)
-    for (int64_t r = 0; r < s->rows; r++) {
+    for (int64_t r = 0; r < rows; r++) {
         memcpy(to + r * s->hidden, x + r * s->hidden, s->hidden * sizeof(float));
         normalise(to + r * s->hidden, weight, s->epsilon, s->hidden);
     }
@@ -146,51 +150,67 @@ static void place(const layer *l, const shape *s, const pass *p, float *qkv)
         }
 }
 
-static void look_back(const layer *l, const shape *s, const pass *p, const float *qkv, float *out, float *scores)
+/* Attention of the tokens `some` (all of them where it is NULL), one row of `out` each. */
+static void look_back(const layer *l, const shape *s, const pass *p, const float *qkv, const int64_t *some,
+                      int64_t rows, float *out, float *scores)
 {
     int64_t heads = s->queries + 2 * s->keys, width = s->rows / s->batch;
 #pragma omp for collapse(2) schedule(static)
-    for (int64_t r = 0; r < s->rows; r++)
+    for (int64_t i = 0; i < rows; i++)
         for (int64_t h = 0; h < s->queries; h++) {
+            int64_t r = some ? some[i] : i;
             int64_t at = p->cache_rows[r / width] * s->cache_row + h / (s->queries / s->keys) * s->cache_head;
             const float *q = qkv + (r * heads + h) * s->dim;
             const int32_t *seen = p->slots + p->first[r];
             int64_t n = p->first[r + 1] - p->first[r];
-            float *to = out + (r * s->queries + h) * s->dim;
+            float *to = out + (i * s->queries + h) * s->dim;
             for (int64_t j = 0; j < n; j++) scores[j] = dot(q, l->keys + at + seen[j] * s->dim, s->dim) * s->scale;
             float share = 1.0f / soften(scores, n);
             memset(to, 0, s->dim * sizeof(float));
             mix(l->values + at, s->dim, seen, scores, n, to, s->dim);
-            for (int64_t i = 0; i < s->dim; i++) to[i] *= share;
+            for (int64_t d = 0; d < s->dim; d++) to[d] *= share;
         }
 }
 
-/* x [rows, hidden] of embeddings is overwritten; `room` holds rows * (2 * hidden + qkv + inner) numbers. */
+/* Rows `some` of x, in that order. */
+static void gather(const float *x, const int64_t *some, int64_t rows, int64_t width, float *to)
+{
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < rows; i++) memcpy(to + i * width, x + some[i] * width, width * sizeof(float));
+}
+
+/* What a layer adds to x [rows, hidden] behind its keys and values. */
+static void go_on(const layer *l, const shape *s, const float *mixed, int64_t rows, float *x, float *normed,
+                  float *inner)
+{
+    multiply(l->o, s->half, mixed, rows, s->queries * s->dim, x, s->hidden, 1);
+    normalise_rows(x, l->between, s, rows, normed);
+    gated(l, s, normed, rows, inner);
+    multiply(l->down, s->half, inner, rows, s->inner, x, s->hidden, 1);
+}
+
+/* x [rows, hidden] of embeddings is overwritten; `room` holds rows * (2 * hidden + qkv + mixed + inner) numbers. */
 void small_llama(const layer *layers, const shape *s, const pass *p, const float *norm, const void *head, float *x,
                  float *room, float *logits)
 {
-    int64_t joined = (s->queries + 2 * s->keys) * s->dim, mixed_size = s->queries * s->dim;
-    float *normed = room, *qkv = normed + s->rows * s->hidden, *mixed = qkv + s->rows * joined;
-    float *inner = mixed + s->rows * mixed_size;
+    int64_t joined = (s->queries + 2 * s->keys) * s->dim;
+    float *normed = room, *kept = normed + s->rows * s->hidden, *qkv = kept + s->rows * s->hidden;
+    float *mixed = qkv + s->rows * joined, *inner = mixed + s->rows * s->queries * s->dim;
 #pragma omp parallel num_threads(s->threads)
     {
         float *scores = aligned_alloc(64, (s->longest + 2 * LANES) / LANES * LANES * sizeof(float));
-        for (const layer *l = layers; l < layers + s->layers; l++) {
-            normalise_rows(x, l->before, s, normed);
+        for (const layer *l = layers, *last = layers + s->layers - 1; l <= last; l++) {
+            normalise_rows(x, l->before, s, s->rows, normed);
             multiply(l->qkv, s->half, normed, s->rows, s->hidden, qkv, joined, 0);
             place(l, s, p, qkv);
-            look_back(l, s, p, qkv, mixed, scores);
-            multiply(l->o, s->half, mixed, s->rows, mixed_size, x, s->hidden, 1);
-            normalise_rows(x, l->between, s, normed);
-            gated(l, s, normed, inner);
-            multiply(l->down, s->half, inner, s->rows, s->inner, x, s->hidden, 1);
+            look_back(l, s, p, qkv, l == last ? p->wanted : NULL, l == last ? s->wanted : s->rows, mixed, scores);
+            if (l < last) go_on(l, s, mixed, s->rows, x, normed, inner);
         }
         free(scores);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < s->wanted; i++) {
-            memcpy(normed + i * s->hidden, x + p->wanted[i] * s->hidden, s->hidden * sizeof(float));
-            normalise(normed + i * s->hidden, norm, s->epsilon, s->hidden);
-        }
+        /* Behind its keys and values, the last layer is computed for the wanted tokens alone. */
+        gather(x, p->wanted, s->wanted, s->hidden, kept);
+        go_on(layers + s->layers - 1, s, mixed, s->wanted, kept, normed, inner);
+        normalise_rows(kept, norm, s, s->wanted, normed);
         multiply(head, s->half, normed, s->wanted, s->hidden, logits, s->vocabulary, 0);
     }
 }

@@ -117,7 +117,7 @@ class SmallLlama:
         shape.longest, shape.threads = int(counts.max()), torch.get_num_threads()
         self._aim(cache)
         logits = torch.empty(len(wanted), shape.vocabulary)
-        width = shape.hidden + (2 * shape.queries + 2 * shape.keys) * shape.dim + shape.inner
+        width = 2 * shape.hidden + (2 * shape.queries + 2 * shape.keys) * shape.dim + shape.inner
         room = torch.empty(len(at) * width)
         about = _CPass(*(array.ctypes.data for array in (rope, where, starts, slots, first, wanted)))
         pointers = (self._norm.data_ptr(), self._head.data_ptr(), x.ctypes.data, room.data_ptr(), logits.data_ptr())
