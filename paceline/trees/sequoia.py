@@ -6,8 +6,13 @@ yields on average, follows by dynamic programming:
 
     T[1, l, 0] = 1,   T[m, l, b] = max over y of  T[y, l, b - 1] + a_b max_b' T[m - y, l - 1, b'],   1 <= y < m
 
-A tree of d levels below the root costs d passes of the draft, each `c` of a target's pass, so the depth that brings
-the greatest `max_b T / (1 + c d)` is taken within the step's budget.
+A tree of m nodes with d levels below the root costs d passes of the draft and one of the target over m rows. Within the
+step's budget the size and the depth are taken that bring most tokens a second:
+
+    argmax over (m, d) of  max_b T[m, d + 1, b] / (d t_D((m - 1) / d) + t_T(m))
+
+Both times are measured on the models and the machine at hand, by number of rows, when the models are attached. A pass
+of the draft is taken for one over as many rows as a level has nodes on average (the paper: one time for any number).
 
 The vector is given, or measured: of the visited nodes that had at least b children, how many went on with the b-th;
 counts start from `ACCEPTANCE`, which weighs as much as `WEIGHT` visits. (The paper measures it beforehand.)
@@ -25,6 +30,7 @@ import numpy as np
 
 from paceline.drafters.base import Outcome
 from paceline.errors import BadRequest
+from paceline.models.costs import PassCosts
 from paceline.registry import Guarantee, method
 from paceline.trees.base import Plan, StaticTree
 from paceline.trees.fixed import ACCEPTANCE
@@ -51,7 +57,8 @@ class Sequoia(StaticTree):
 
     Attributes:
         acceptance: chance of each sibling to be the accepted one, such as `"0.6 0.2 0.1"`; measured by default.
-        cost: time of a draft pass in target passes; by default the ratio of the models' sizes.
+        cost: time of a draft pass in target passes, both the same whatever their rows; by default all are measured, and
+            the shape may differ from run to run by what the machine was doing.
     """
 
     acceptance: str | None = None
@@ -69,18 +76,21 @@ class Sequoia(StaticTree):
         if self.cost is not None and not self.cost >= 0:
             raise BadRequest(f"sequoia(cost={self.cost}): a number of at least 0 is needed")
         self._hits, self._visits = np.zeros(len(ACCEPTANCE)), np.zeros(len(ACCEPTANCE))
-        self._cost = self.cost or 0.0
-        self._vector = self._given or ACCEPTANCE
+        self._vector, self._times = self._given or ACCEPTANCE, StepTimes(FLAT, flat(self.cost or 0.0))
+        self._plans: dict[tuple[object, ...], Plan] = {}
 
     def attach(self, draft: CausalModel, target: CausalModel) -> None:
-        if self.cost is None and target.nbytes:
-            self._cost = draft.nbytes / target.nbytes
+        if self.cost is None:
+            self._times, self._plans = StepTimes(target.costs, draft.costs), {}
 
     def branching(self, nodes: int) -> int:
         return min(nodes, len(self._vector))
 
     def plan(self, nodes: int, depth: int) -> Plan:
-        return best_plan(self._vector, nodes, depth, self._cost)
+        key = (self._vector, nodes, depth)
+        if key not in self._plans:
+            self._plans[key] = best_plan(*key, self._times)
+        return self._plans[key]
 
     def learn(self, outcome: Outcome) -> None:
         if self._given is not None:
@@ -95,7 +105,7 @@ class Sequoia(StaticTree):
             if accepted in offered:
                 self._hits[offered.index(accepted)] += 1
         if self._visits[0] // RENEW > before:
-            self._vector = self.measured
+            self._vector, self._plans = self.measured, {}
 
     @property
     def measured(self) -> tuple[float, ...]:
@@ -103,6 +113,30 @@ class Sequoia(StaticTree):
         rates = (np.array(ACCEPTANCE) * WEIGHT + self._hits) / (WEIGHT + self._visits)
         whole = np.minimum(np.cumsum(rates), 1.0)
         return tuple(np.diff(whole, prepend=0.0).round(3).tolist())
+
+
+def flat(seconds: float) -> PassCosts:
+    """A pass that takes the same time whatever its rows."""
+    return PassCosts({1: seconds, 2: seconds})
+
+
+FLAT = flat(1.0)
+
+
+@dataclass(frozen=True)
+class StepTimes:
+    """What a step takes by the size and the depth of its tree.
+
+    Attributes:
+        target, draft: passes by their rows, in one unit.
+    """
+
+    target: PassCosts
+    draft: PassCosts
+
+    def __call__(self, drafted: np.ndarray, levels: np.ndarray) -> np.ndarray:
+        """Of trees with so many drafted nodes on so many levels; the arrays are broadcast."""
+        return levels * self.draft.each(drafted / levels) + self.target.each(drafted + 1)
 
 
 @lru_cache(maxsize=64)
@@ -131,18 +165,18 @@ def expected_tokens(acceptance: tuple[float, ...], nodes: int, levels: int) -> t
     return table, split
 
 
-@lru_cache(maxsize=256)
-def best_plan(acceptance: tuple[float, ...], nodes: int, depth: int, cost: float) -> Plan:
-    """The best tree of at least one drafted node, at most `nodes`, and at most `depth` levels of them.
+def best_plan(acceptance: tuple[float, ...], nodes: int, depth: int, times: StepTimes) -> Plan:
+    """The tree that brings most tokens a second, of at least one and at most `nodes` drafted nodes.
 
     Args:
         acceptance: chance of each sibling to be the accepted one.
-        cost: of a draft pass in target passes.
+        nodes, depth: most drafted nodes, and levels of them.
+        times: of a step by the tree's size and depth.
     """
+    depth = min(nodes, depth)
     table, split = expected_tokens(acceptance, nodes + 1, nodes + 1)
-    worth = [float(table[:, level + 1].max()) / (1 + cost * level) for level in range(1, min(nodes, depth) + 1)]
-    levels = int(np.argmax(worth)) + 2
-    size = int(table[:, levels].max(-1).argmax())
+    rates = table[2:, 2 : depth + 2].max(-1) / times(np.arange(1, nodes + 1)[:, None], np.arange(1, depth + 1)[None])
+    size, levels = (int(at) + 2 for at in np.unravel_index(rates.argmax(), rates.shape))
     children: list[list[int]] = [[]]
     pending = [(0, size, levels)]
     while pending:

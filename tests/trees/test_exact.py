@@ -23,8 +23,8 @@ SAMPLED = Pipeline((), greedy=False)
 #: Tree, and the greatest number of its nodes.
 TREES = {
     "fixed": ("fixed(paths='0 1 10')", 3),
-    "sequoia": ("sequoia(acceptance='0.6 0.2 0.1')", 3),
-    "sequoia that learns": ("sequoia", 2),
+    "sequoia": ("sequoia(acceptance='0.6 0.2 0.1', cost=0)", 3),
+    "sequoia that learns": ("sequoia(cost=0)", 2),
     "dyspec": ("dyspec", 2),
     "dyspec by level": ("dyspec(threshold=0.25)", 3),
     "rsd_c": ("rsd_c(branches='2 1')", 3),
@@ -68,7 +68,7 @@ def test_the_law_is_kept_over_two_tokens(verifier: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 3, 4])
-@pytest.mark.parametrize("tree", ["dyspec", "dyspec(threshold=0.2)", "sequoia", "rsd_s(width=2)"])
+@pytest.mark.parametrize("tree", ["dyspec", "dyspec(threshold=0.2)", "sequoia(cost=0)", "rsd_s(width=2)"])
 def test_the_budget_does_not_touch_the_law(tree: str, budget: int) -> None:
     def make() -> Drafter:
         return DraftModel(TabularModel(DRAFT, VOCABULARY, name="draft"), tree=tree, budget=budget)

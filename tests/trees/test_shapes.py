@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,17 @@ from paceline.chance import SeededChance
 from paceline.drafters.base import Outcome
 from paceline.drafters.draft import DraftModel
 from paceline.errors import BadRequest
+from paceline.models.costs import PassCosts
 from paceline.testing import TabularModel
 from paceline.testing.tabular import Table
 from paceline.tree import TokenTree
+from paceline.trees.base import Plan
 from paceline.trees.chains import Chains
 from paceline.trees.dyspec import DySpec
 from paceline.trees.fixed import FixedTree
 from paceline.trees.rsd_c import ConstantBranching
 from paceline.trees.rsd_s import StochasticBeams, truncated_gumbel
-from paceline.trees.sequoia import ACCEPTANCE, WEIGHT, Sequoia, best_plan, expected_tokens
+from paceline.trees.sequoia import ACCEPTANCE, FLAT, WEIGHT, Sequoia, StepTimes, best_plan, expected_tokens, flat
 from paceline.trees.specdec import SpecDec
 from trees.support import grown, table, texts
 
@@ -189,7 +192,7 @@ def test_no_tree_is_better(acceptance: tuple[float, ...]) -> None:
         brute = max(worth(shape, acceptance) for shape in shapes(nodes))
         assert float(values[nodes].max()) == pytest.approx(brute)
         if nodes > 1:
-            plan = best_plan(acceptance, nodes - 1, 6, 0.0)
+            plan = best_plan(acceptance, nodes - 1, 6, StepTimes(FLAT, flat(0.0)))
             assert worth(nested(plan, 0), acceptance) == pytest.approx(brute)
 
 
@@ -197,18 +200,71 @@ def nested(plan: Any, node: int) -> tuple[Any, ...]:
     return tuple(nested(plan, child) for child in plan[node])
 
 
-def test_dear_passes_make_the_tree_shallow() -> None:
-    def deepest(cost: float) -> int:
-        plan = best_plan((0.6, 0.2, 0.1), 12, 12, cost)
-        depth = [0] * len(plan)
-        for node, children in enumerate(plan):
-            for child in children:
-                depth[child] = depth[node] + 1
-        return max(depth)
+def deepest(plan: Plan) -> int:
+    depth = [0] * len(plan)
+    for node, children in enumerate(plan):
+        for child in children:
+            depth[child] = depth[node] + 1
+    return max(depth)
 
-    depths = [deepest(cost) for cost in (0.0, 0.05, 0.2, 1.0)]
+
+def test_dear_passes_make_the_tree_shallow() -> None:
+    costs = (0.0, 0.05, 0.2, 1.0)
+    depths = [deepest(best_plan((0.6, 0.2, 0.1), 12, 12, StepTimes(FLAT, flat(cost)))) for cost in costs]
     assert depths == sorted(depths, reverse=True)
     assert depths[0] > depths[-1] >= 1
+
+
+#: Passes by their rows: free up to 32, a bend after four, and as dear as the rows.
+FREE, BENT, STEEP = flat(1.0), PassCosts({1: 1.0, 4: 1.1, 32: 4.0}), PassCosts({1: 1.0, 32: 32.0})
+STEEP_DRAFT = PassCosts({1: 0.1, 8: 0.8})
+
+
+def test_dear_rows_make_the_tree_small() -> None:
+    times = [StepTimes(target, flat(0.0)) for target in (FREE, BENT, STEEP)]
+    assert [len(best_plan((0.6, 0.2, 0.1), 12, 12, of)) - 1 for of in times] == [12, 3, 1]
+
+
+def test_a_draft_whose_rows_are_dear_makes_the_tree_narrow() -> None:
+    wide, narrow = (best_plan((0.6, 0.2, 0.1), 12, 12, StepTimes(FREE, draft)) for draft in (flat(0.1), STEEP_DRAFT))
+    assert len(narrow) < len(wide) == 13
+
+
+@pytest.mark.parametrize("draft", [flat(0.0), flat(0.3), STEEP_DRAFT])
+@pytest.mark.parametrize("target", [FREE, BENT, STEEP, PassCosts({1: 1.0, 3: 1.0, 4: 2.0, 7: 2.1})])
+@pytest.mark.parametrize("acceptance", [(0.6, 0.2, 0.1), (0.35, 0.3, 0.3), (0.9,)])
+def test_no_size_and_depth_bring_more_tokens_a_second(
+    acceptance: tuple[float, ...], target: PassCosts, draft: PassCosts
+) -> None:
+    def rate(shape: tuple[Any, ...]) -> float:
+        drafted, levels = size_of(shape) - 1, depth_of(shape)
+        return worth(shape, acceptance) / (levels * draft(drafted / levels) + target(drafted + 1))
+
+    for budget, depth in ((6, 6), (5, 2), (1, 1)):
+        every = [shape for nodes in range(2, budget + 2) for shape in shapes(nodes) if depth_of(shape) <= depth]
+        found = nested(best_plan(acceptance, budget, depth, StepTimes(target, draft)), 0)
+        assert depth_of(found) <= depth
+        assert rate(found) == pytest.approx(max(map(rate, every)))
+
+
+def size_of(shape: tuple[Any, ...]) -> int:
+    return 1 + sum(map(size_of, shape))
+
+
+def depth_of(shape: tuple[Any, ...]) -> int:
+    return max((1 + depth_of(child) for child in shape), default=0)
+
+
+def test_times_are_those_of_the_models_unless_they_are_given() -> None:
+    target: Any = SimpleNamespace(costs=STEEP)
+    draft: Any = SimpleNamespace(costs=flat(0.1))
+    tree = built("sequoia")
+    assert len(tree.plan(12, 12)) == 13
+    tree.attach(draft, target)
+    assert tree.plan(12, 12) == best_plan(ACCEPTANCE, 12, 12, StepTimes(STEEP, flat(0.1))) == ((1,), ())
+    given = built("sequoia(cost=0.1)")
+    given.attach(draft, target)
+    assert given.plan(12, 12) == best_plan(ACCEPTANCE, 12, 12, StepTimes(FLAT, flat(0.1)))
 
 
 def test_the_acceptance_vector_is_measured() -> None:
@@ -223,7 +279,7 @@ def test_the_acceptance_vector_is_measured() -> None:
     assert len(tree.plan(3, 3)[0]) >= 2
     given = Sequoia(acceptance="0.6 0.2")
     given.learn(Outcome(**outcome, path=[0, 2], tokens=[2, 5]))  # type: ignore[arg-type]
-    assert given.plan(4, 4) == best_plan((0.6, 0.2), 4, 4, 0.0)
+    assert given.plan(4, 4) == best_plan((0.6, 0.2), 4, 4, StepTimes(FLAT, flat(0.0)))
 
 
 @pytest.mark.parametrize("acceptance", ["0.6 -0.1", "0.8 0.3", "much", "nan"])
