@@ -10,7 +10,12 @@ confidence bound `mean + kappa std` under a Gaussian process (Matern 5/2) throug
 is the share of the first `window` generated tokens whose successor the skipping model predicts, in one pass over a copy
 of the prompt's keys and values. The set of every second layer comes first; a better one replaces the best. The search
 ends above `max_score`, after `patience` sets without gain, or after `tries` in all. Its passes are part of the drafting
-time in the statistics. The drafter keeps its set for later requests, so give tasks of different kinds a drafter each.
+time in the statistics.
+
+Which sub-blocks a text can do without depends on what kind of text it is. So there is a search for every context, and
+what it has found stays for later requests of that context; a new one starts from the set of the one most like it. A
+request's context is told by its prompt (`paceline.drafters.contexts`); of `contexts` kept the one unused for longest is
+forgotten. Texts of different contexts draft side by side, each with its own set.
 
 A draft is a chain. With `siblings` it is a tree: at every depth the chain's token, of probability p under the draft,
 gets siblings until there are 3, 5, 8 or 10 candidates for p above 0.95, above 0.8, above 0.5 or below (1, 3, 5 or 10
@@ -31,9 +36,11 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.caches import Row, TrieCache
 from paceline.drafters.base import Outcome
 from paceline.drafters.chain import CHAIN_LAWS, Run
+from paceline.drafters.contexts import Contexts
 from paceline.drafters.selfdraft import SelfDraft, check_knobs
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.causal import CausalModel
@@ -61,6 +68,7 @@ class Search:
         layers: L, at least 4.
         ratio: share of the sub-blocks between the first and the last layer that is skipped.
         kappa: weight of uncertainty in the upper confidence bound.
+        first: the set to begin with; by default every second layer.
 
     Attributes:
         best, score: the best set so far (`[2 (L - 2)]` bool: attention of layers 1 to L - 2, then their MLPs) and its
@@ -68,10 +76,11 @@ class Search:
         tried, stale: sets scored in all, and since the best one.
     """
 
-    def __init__(self, layers: int, ratio: float, kappa: float) -> None:
+    def __init__(self, layers: int, ratio: float, kappa: float, first: np.ndarray | None = None) -> None:
         self.inner, self.kappa = layers - 2, kappa
         self.count = math.floor(2 * self.inner * ratio)
-        self.best, self.score = np.tile(np.arange(self.inner) % 2 == 0, 2), -1.0
+        self.best = np.tile(np.arange(self.inner) % 2 == 0, 2) if first is None else first
+        self.score = -1.0
         self.tried = self.stale = 0
         self._random = np.random.default_rng(0)
         self._sets: list[np.ndarray] = []
@@ -131,6 +140,27 @@ class Bench:
     sequence: Sequence
     cache: TrieCache
     row: Row
+
+
+@dataclass(eq=False)
+class Found:
+    """What is known of one context.
+
+    Attributes:
+        search: which sub-blocks its texts can do without, and `skipped` the best set so far.
+        bench: where the next set is scored, while one of its texts is there to score it on.
+    """
+
+    search: Search
+    skipped: Skip = field(init=False)
+    bench: Bench | None = None
+
+    def __post_init__(self) -> None:
+        self.settle()
+
+    def settle(self) -> None:
+        """Draft with the best set from now on."""
+        self.skipped = self.search.view(self.search.best)
 
 
 @dataclass(eq=False)
@@ -210,6 +240,8 @@ class Swift(SelfDraft):
         tries: ... after so many sets; 0: the first set stays.
         kappa: weight of uncertainty where the Gaussian process chooses.
         siblings: draft a tree, with further candidates at every depth of the chain.
+        contexts: kinds of text whose sets are kept; the one unused for longest is forgotten.
+        likeness: how much a prompt's tokens must be like those of a kind's to be of it, 0 to 1; 0: one set for all.
     """
 
     skip: float = 0.45
@@ -221,52 +253,61 @@ class Swift(SelfDraft):
     tries: int = 1000
     kappa: float = 2.5
     siblings: bool = False
+    contexts: int = 8
+    likeness: float = 0.3
     shape: str = field(init=False, repr=False, default="chain")
     drafts: frozenset[str] = field(init=False, repr=False, default=CHAIN_LAWS)
-    search: Search = field(init=False, repr=False)
-    _skipped: Skip = field(init=False, repr=False)
-    _bench: Bench | None = field(init=False, repr=False, default=None)
+    _contexts: Contexts[Found] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         check_knobs("swift", self.length, self.confidence)
         if not 0 < self.skip < 1:
             raise BadRequest(f"swift(skip={self.skip}): a number between 0 and 1 is needed")
-        for name, least in (("window", 1), ("patience", 1), ("tries", 0)):
+        for name, least in (("window", 1), ("patience", 1), ("tries", 0), ("contexts", 1)):
             if getattr(self, name) < least:
                 raise BadRequest(f"swift({name}={getattr(self, name)}): an integer of at least {least} is needed")
         for name in ("kappa", "max_score"):
             if not getattr(self, name) >= 0:
                 raise BadRequest(f"swift({name}={getattr(self, name)}): a number of at least 0 is needed")
+        if not 0 <= self.likeness <= 1:
+            raise BadRequest(f"swift(likeness={self.likeness}): a number from 0 to 1 is needed")
         if self.siblings:
             self.shape, self.drafts = "tree", TREE_LAWS
 
     def prepare(self, target: CausalModel) -> CausalModel:
         require_views(target, "drafter 'swift'")
+        check_budgets("swift", self, target, "length")
         if target.num_layers < 4:
             raise Unsupported(
                 f"drafter 'swift' leaves out layers between the first and the last; {target.name} has "
                 f"{target.num_layers} layers, at least 4 are needed"
             )
-        self.search = Search(target.num_layers, self.skip, self.kappa)
-        self._skipped = self.search.view(self.search.best)
-        self._skipped.check(target.num_layers)
+        self._layers = target.num_layers
+        self._contexts = Contexts(target.vocab_size, self.contexts, self.likeness, self._begun)
         return target
 
+    def begin(self, sequence: Sequence) -> None:
+        sequence.drafts = self._contexts.of(sequence.tokens)
+
     def view(self, sequence: Sequence) -> Skip:
-        return self._skipped
+        skipped: Skip = sequence.drafts.skipped
+        return skipped
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
-        """One more set is tried on one of the sequences that are long enough."""
+        """One more set is tried, for the context that has tried fewest, on one of its sequences that is long enough."""
         ready = [outcome.sequence for outcome in outcomes if outcome.sequence.generated > self.window]
-        if ready and self.searching:
-            sequence = self._bench.sequence if self._bench and self._bench.sequence in ready else ready[0]
-            skipped = self.search.propose()
-            self.search.report(skipped, self.agreement(sequence, self.search.view(skipped)))
-            self._skipped = self.search.view(self.search.best)
+        if ready := [sequence for sequence in ready if self.searching(sequence.drafts.search)]:
+            found: Found = min((sequence.drafts for sequence in ready), key=lambda found: found.search.tried)
+            own = [sequence for sequence in ready if sequence.drafts is found]
+            sequence = found.bench.sequence if found.bench and found.bench.sequence in own else own[0]
+            skipped = found.search.propose()
+            found.search.report(skipped, self.agreement(sequence, found.search.view(skipped)))
+            found.settle()
 
     def end(self, sequence: Sequence) -> None:
-        if self._bench is not None and self._bench.sequence is sequence:
-            self._bench = None
+        found, sequence.drafts = sequence.drafts, None
+        if found is not None and found.bench is not None and found.bench.sequence is sequence:
+            found.bench = None
 
     def _run(self, sequence: Sequence, nodes: int, depth: int) -> Run:
         run = super()._run(sequence, nodes, depth)
@@ -275,22 +316,25 @@ class Swift(SelfDraft):
         nodes = nodes if run.limit else 0
         return Spine(sequence, run.row, run.limit, run.state, run.pending, law=run.law, nodes=nodes)
 
-    @property
-    def searching(self) -> bool:
+    def searching(self, search: Search) -> bool:
         """Whether better sets are still looked for."""
-        search = self.search
         return search.tried < self.tries and search.stale < self.patience and search.score <= self.max_score
 
     def agreement(self, sequence: Sequence, view: Skip) -> float:
         """Share of the first `window` generated tokens whose successor the view predicts, given the whole prompt."""
-        bench = self._bench
-        if bench is None or bench.sequence is not sequence:
-            bench = self._bench = self._copied(sequence)
+        found: Found = sequence.drafts
+        if found.bench is None or found.bench.sequence is not sequence:
+            found.bench = self._copied(sequence)
+        bench = found.bench
         text = sequence.tokens[sequence.prompt_length : sequence.prompt_length + self.window + 1]
         tree = TokenTree.chain(text[0], text[1:-1])
         best = self._model.score(bench.cache, [bench.row], [tree], view=view).logits.argmax(-1)
         bench.cache.crop(bench.row, sequence.prompt_length)
         return float(np.mean(best.cpu().numpy() == np.array(text[1:])))
+
+    def _begun(self, nearest: Found | None) -> Found:
+        first = None if nearest is None else nearest.search.best
+        return Found(Search(self._layers, self.skip, self.kappa, first))
 
     def _copied(self, sequence: Sequence) -> Bench:
         assert sequence.cache is not None

@@ -11,12 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from paceline.drafters.swift import EVERY, WIDTHS, Search, Swift
+from paceline.drafters.contexts import Contexts
+from paceline.drafters.swift import EVERY, WIDTHS, Found, Search, Swift
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.views import Skip
 from paceline.tree import TokenTree
 from tests.drafters.support import PROMPTS, results, start
 from tests.views.support import LAYERS, PASSES, engine_of, greedy, tapering
+
+
+def kept(drafter: Swift) -> list[Found]:
+    """What is known of each context, the one used last at the end."""
+    return [context.found for context in drafter._contexts._kept]
+
+
+def fixed(drafter: Swift, skipped: Skip) -> None:
+    """Every text drafts with this set."""
+    drafter.view = lambda sequence: skipped  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize("path", PASSES)
@@ -26,7 +37,7 @@ def test_text_is_kept_under_any_set(path: str) -> None:
     engine = engine_of(path, drafter, max_rows=3)
     for _ in range(2):
         attention, mlp = (frozenset(np.flatnonzero(generator.random(LAYERS) < 0.4).tolist()) for _ in range(2))
-        drafter._skipped = Skip(attention, mlp)
+        fixed(drafter, Skip(attention, mlp))
         assert [result.tokens for result in results(engine, PROMPTS, max_new_tokens=16)] == greedy(16)
 
 
@@ -36,7 +47,8 @@ def test_text_is_kept_while_sets_change(path: str) -> None:
     engine = engine_of(path, drafter, max_rows=3)
     found = results(engine, PROMPTS, max_new_tokens=24)
     assert [result.tokens for result in found] == greedy(24)
-    assert drafter.search.tried > 10
+    assert len(kept(drafter)) > 1
+    assert sum(found.search.tried for found in kept(drafter)) > 10
     assert 0 < sum(r.stats.accepted for r in found) < sum(r.stats.drafted for r in found)
 
 
@@ -49,7 +61,7 @@ def drafted(drafter: Swift, verifier: str = "coupled", **options: Any) -> tuple[
     for siblings in (False, True):
         drafter = replace(drafter, siblings=siblings)
         engine = engine_of("module", drafter, verifier=verifier, nodes=40)
-        drafter._skipped = Skip()
+        fixed(drafter, Skip())
         sequence = start(engine, PROMPTS[2], max_new_tokens=40, ignore_eos=True, **options)
         engine.decoder.step()
         engine.decoder.step()
@@ -129,12 +141,14 @@ def test_the_set_outlives_a_request_and_its_bench_does_not() -> None:
     drafter = Swift(window=4, max_score=1.0)
     engine = engine_of("module", "none")
     engine.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True, drafter=drafter)
-    tried, best = drafter.search.tried, drafter.search.score
+    (found,) = kept(drafter)
+    tried, best = found.search.tried, found.search.score
     assert tried > 0
-    assert drafter._bench is None
-    engine.generate(PROMPTS[2], max_new_tokens=20, ignore_eos=True, drafter=drafter)
-    assert drafter.search.tried > tried
-    assert drafter.search.score >= best
+    assert found.bench is None
+    engine.generate(PROMPTS[0], max_new_tokens=20, ignore_eos=True, drafter=drafter)
+    assert kept(drafter) == [found]
+    assert found.search.tried > tried
+    assert found.search.score >= best
 
 
 def test_the_search_is_paid_for_in_drafting_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +160,7 @@ def test_the_search_is_paid_for_in_drafting_time(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(drafter, "agreement", slow)
     stats = engine_of("fused", drafter).generate(PROMPTS[2], max_new_tokens=12, ignore_eos=True).stats
-    assert stats.draft >= 0.02 * drafter.search.tried > 0
+    assert stats.draft >= 0.02 * kept(drafter)[0].search.tried > 0
 
 
 @pytest.mark.parametrize(("layers", "ratio", "count"), [(4, 0.45, 1), (5, 0.5, 3), (32, 0.45, 27), (12, 0.99, 19)])
@@ -193,13 +207,85 @@ def test_the_process_prefers_what_scored_well() -> None:
 )
 def test_when_the_search_ends(knobs: dict[str, Any], report: list[float], ends: int) -> None:
     drafter = Swift(**knobs)
-    engine_of("module", drafter)
-    tried = 0
+    search, tried = Search(LAYERS, 0.45, 2.5), 0
     for score in report:
-        if drafter.searching:
-            drafter.search.report(drafter.search.propose(), score)
+        if drafter.searching(search):
+            search.report(search.propose(), score)
             tried += 1
     assert tried == ends
+
+
+# -- contexts -------------------------------------------------------------------------------------------------
+
+ONE, OTHER = [[5, 6, 7, 8, 5, 6], [5, 6, 7, 8, 8, 9]], [[30, 31, 32, 33, 30], [30, 31, 34, 33]]
+
+
+def test_two_kinds_of_text_keep_their_own_sets_and_a_third_finds_that_of_its_kind() -> None:
+    drafter = Swift(window=4, max_score=1.0)
+    engine = engine_of("fused", drafter, max_rows=2)
+    results(engine, [ONE[0], OTHER[0]], max_new_tokens=16, ignore_eos=True)
+    one, other = kept(drafter)
+    tried = one.search.tried, other.search.tried
+    assert abs(tried[0] - tried[1]) <= 1 < min(tried), "they take turns"
+    engine.generate(ONE[1], max_new_tokens=16, ignore_eos=True)
+    assert kept(drafter) == [other, one]
+    assert one.search.tried > tried[0]
+    assert other.search.tried == tried[1]
+
+
+def test_texts_of_two_kinds_draft_side_by_side_each_with_its_own_set() -> None:
+    drafter = Swift(confidence=0.0, length=3, tries=0)
+    engine = engine_of("fused", drafter, max_rows=2)
+    sequences = [start(engine, prompt, max_new_tokens=20, ignore_eos=True) for prompt in (ONE[0], OTHER[0])]
+    engine.decoder.step()
+    everything = frozenset(range(1, LAYERS - 1))
+    own = [Skip(), Skip(everything, everything)]
+    for sequence, skipped in zip(sequences, own, strict=True):
+        sequence.drafts.skipped = skipped
+    seen, score = [], drafter._model.score
+
+    def watched(cache: object, rows: list[Any], trees: object, **options: Any) -> Any:
+        seen.extend((row.index, options["view"]) for row in rows)
+        return score(cache, rows, trees, **options)
+
+    drafter._model.score = watched  # type: ignore[method-assign]
+    with torch.inference_mode():
+        trees = drafter.propose(sequences, [(9, 9)] * 2)
+    drafter._model.score = score  # type: ignore[method-assign]
+    assert set(seen) == {(s.row.index, skipped) for s, skipped in zip(sequences, own, strict=True)}
+    assert [tree.drafted for tree in trees] == [3, 3]
+
+
+def test_a_new_context_starts_from_the_set_of_the_one_most_like_it() -> None:
+    drafter = Swift(likeness=1.0)
+    engine = engine_of("module", drafter)
+    better = np.array([False, False, False, True, False, True])
+    for prompt in (ONE[0], OTHER[0]):
+        start(engine, prompt, max_new_tokens=2)
+        engine.decoder.step()
+    one, other = kept(drafter)
+    one.search.report(better, 0.9)
+    start(engine, ONE[1], max_new_tokens=2)
+    engine.decoder.step()
+    third = kept(drafter)[-1]
+    assert third.search.best.tolist() == better.tolist() != other.search.best.tolist()
+    assert third.skipped == third.search.view(better)
+    assert third.search.score == -1, "it is not known to be good there"
+
+
+def test_contexts_are_bounded_and_the_one_unused_for_longest_goes() -> None:
+    made = []
+    contexts: Contexts[int] = Contexts(50, 2, 0.5, lambda nearest: made.append(nearest) or len(made))
+    texts = ([1, 2, 3], [10, 11], [1, 2, 4], [20], [1, 2], [10, 11])
+    assert [contexts.of(text) for text in texts] == [1, 2, 1, 3, 1, 4]
+    assert len(contexts) == 2
+    assert made[0] is None
+
+
+def test_likeness_zero_is_one_set_for_all_and_one_a_set_a_text() -> None:
+    for likeness, count in ((0.0, 1), (1.0, 4)):
+        contexts: Contexts[object] = Contexts(50, 9, likeness, lambda nearest: object())
+        assert len({id(contexts.of(text)) for text in ([1, 2], [10], [1, 2, 3], [20, 1])}) == count
 
 
 @pytest.mark.parametrize(
@@ -212,6 +298,8 @@ def test_when_the_search_ends(knobs: dict[str, Any], report: list[float], ends: 
         ({"patience": 0}, "patience=0"),
         ({"kappa": -1.0}, "kappa=-1.0"),
         ({"max_score": np.nan}, "max_score=nan"),
+        ({"contexts": 0}, "contexts=0"),
+        ({"likeness": 1.5}, "likeness=1.5"),
         ({"confidence": 2.0}, "confidence=2.0"),
         ({"length": 0}, "length=0"),
     ],
