@@ -23,7 +23,13 @@ CAPABILITIES = {
     "tree": "several drafted tokens after one prefix (tree attention)",
     "draft_law": "the distribution that draft tokens were drawn from",
     "hidden_states": "hidden states of the target's layers",
-    "second_model": "a second model with the same vocabulary",
+    "views": "a model whose attention and feed-forward sub-blocks can be left out one by one",
+    "low_bits": "a model of the Llama family on a CPU that multiplies matrices of few bits",
+    "embeddings": "embeddings of the tokens, or a table of each token's neighbours",
+    "placeholder": "a token that stands for one not yet known, which the model was trained to answer",
+    "second_model": "a second model that drafts",
+    "tokenizers": "the tokenizers of both models",
+    "datastore": "a datastore of texts (`paceline datastore build`)",
     "prediction": "a request that says what it expects to be written (`prediction=`)",
 }
 

@@ -49,7 +49,7 @@ class Method:
         kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"` or `"view"`.
         cls: the dataclass that implements it.
         guarantee: see `Guarantee`; for `LOSSY`, `knob` names the field that bounds the loss.
-        needs: capabilities another part must offer (see `paceline.plan`).
+        needs: what it cannot do without, each a key of `paceline.plan.CAPABILITIES`.
         paper: title of the source, or a plain description of the folklore.
         year: of the paper.
         summary: one line.

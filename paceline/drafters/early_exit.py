@@ -5,21 +5,22 @@ the model's last ones. A draft runs layers 1 to l for each token and ends after 
 whose probability is below `confidence`. The first layers compute in the draft exactly what they compute in the target,
 so they read the target's keys and write what the target will write.
 
-The published method trains a small adapter between h^l and the head; this is the method without it, so it suits models
-whose inner states can be read out, such as those trained with layer dropout and an early-exit loss. In a model that was
-not, a late layer is needed.
+No adapter lies between h^l and the head, so it suits models whose inner states can be read out, such as those trained
+with layer dropout and an early-exit loss, as the paper does. In a model that was not, a late layer is needed.
 
 The target scores the draft with all of its layers. To resume from the stored h^l instead would save no weights: the
 last drafted token has not been through the first layers yet, and they are read for one token as for all.
 
-Paper: Liu et al., "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting", 2024; without an adapter:
-Elhoushi et al., "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding", 2024.
+Paper: Elhoushi et al., "LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding", 2024. Ending a draft
+by its confidence is from Liu et al., "Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting", 2024,
+which trains an adapter for h^l.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from paceline.budgets import check_budgets
 from paceline.drafters.selfdraft import SelfDraft, check_knobs
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -33,7 +34,7 @@ from paceline.sequence import Sequence
     kind="drafter",
     guarantee=Guarantee.LOSSLESS,
     summary="The target's first layers draft, read out by its own head.",
-    paper="Kangaroo: Lossless Self-Speculative Decoding via Double Early Exiting",
+    paper="LayerSkip: Enabling Early Exit Inference and Self-Speculative Decoding",
     year=2024,
     needs={"views"},
 )
@@ -57,6 +58,7 @@ class EarlyExit(SelfDraft):
 
     def prepare(self, target: CausalModel) -> CausalModel:
         require_views(target, "drafter 'early_exit'")
+        check_budgets("early_exit", self, target, "length")
         layers = target.num_layers
         chosen = layers // 2 if self.layer is None else self.layer
         if not 1 <= chosen < layers:

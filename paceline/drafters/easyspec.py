@@ -42,7 +42,7 @@ from paceline.tree import TokenTree
     summary="A draft model whose attention blocks run in parallel groups, set right every round.",
     paper="EasySpec: Layer-Parallel Speculative Decoding for Efficient Multi-GPU Utilization",
     year=2025,
-    needs={"second_model", "views"},
+    needs={"views"},
 )
 @dataclass(eq=False)
 class EasySpec(DraftModel):

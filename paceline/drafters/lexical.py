@@ -22,6 +22,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from itertools import takewhile
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Outcome
 from paceline.drafters.jacobi import Iterated
 from paceline.drafters.vocabulary import tokenizer_of
@@ -55,6 +56,7 @@ def placeholder_of(target: CausalModel, given: int | None) -> int:
     summary="Placeholder tokens behind the text ask a model trained for it for several tokens at once.",
     paper="Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs",
     year=2024,
+    needs={"placeholder"},
 )
 @dataclass(eq=False)
 class LexicalUnits(Iterated):
@@ -74,6 +76,7 @@ class LexicalUnits(Iterated):
         self._token = -1
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("lexical", self, target, "pads")
         self._token = placeholder_of(target, self.placeholder)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:

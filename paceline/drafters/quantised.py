@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from paceline.budgets import check_budgets
 from paceline.drafters.selfdraft import SelfDraft, check_knobs
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -30,6 +31,7 @@ from paceline.registry import Guarantee, method
     summary="A copy of the target's weights in 8 or 4 bits drafts on the target's own cache (CPU).",
     paper="QSpec: Speculative Decoding with Complementary Quantization Schemes",
     year=2024,
+    needs={"low_bits"},
 )
 @dataclass(eq=False)
 class Quantised(SelfDraft):
@@ -51,4 +53,5 @@ class Quantised(SelfDraft):
         check_knobs("quantised", self.length, self.confidence)
 
     def prepare(self, target: CausalModel) -> CausalModel:
+        check_budgets("quantised", self, target, "length")
         return quantised(target, self.bits)

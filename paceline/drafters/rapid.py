@@ -70,7 +70,6 @@ class Reading(Draft):
     summary="The draft reads only the parts of a long prompt that resemble its end.",
     paper="Long-Context Inference with Retrieval-Augmented Speculative Decoding",
     year=2025,
-    needs={"second_model"},
 )
 @dataclass(eq=False)
 class Rapid(DraftModel):

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paceline.budgets import check_budgets
 from paceline.datastore import Datastore, fingerprint
 from paceline.datastore.store import PAD, SORTED
 from paceline.drafters.base import Outcome, SequenceDrafter
@@ -97,6 +98,7 @@ class Prefixes:
     summary="Retrieves a tree of what follows the text's last tokens in a datastore.",
     paper="REST: Retrieval-Based Speculative Decoding",
     year=2023,
+    needs={"datastore"},
 )
 @dataclass(eq=False)
 class Rest(SequenceDrafter):
@@ -145,6 +147,7 @@ class Rest(SequenceDrafter):
 
     def attach(self, target: CausalModel) -> None:
         check_tokens(self._store, target)
+        check_budgets("rest", self, target, "nodes", "length")
         self._spare = target.spare
 
     def begin(self, sequence: Sequence) -> None:

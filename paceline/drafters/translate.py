@@ -115,7 +115,7 @@ class Reading:
     summary="A smaller model with another tokenizer drafts text, spelled in the target's tokens.",
     paper="Accelerating LLM Inference with Lossless Speculative Decoding Algorithms for Heterogeneous Vocabularies",
     year=2025,
-    needs={"second_model"},
+    needs={"second_model", "tokenizers"},
 )
 @dataclass(eq=False)
 class Translate(Drafter):

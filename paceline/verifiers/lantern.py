@@ -43,6 +43,7 @@ from paceline.verifiers.siblings import Sibling, SiblingVerifier, sequential_rej
     summary="A drafted token borrows the probability of its nearest neighbours, up to delta.",
     paper="LANTERN: Accelerating Visual Autoregressive Models with Relaxed Speculative Decoding",
     year=2025,
+    needs={"embeddings"},
     knob="delta",
 )
 @dataclass(eq=False)

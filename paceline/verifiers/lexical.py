@@ -38,6 +38,7 @@ from paceline.verifiers.coupled import Coupled
     summary="Emit what the model says at placeholders, unverified, while it is sure.",
     paper="Decoding at the Speed of Thought: Harnessing Parallel Decoding of Lexical Units for LLMs",
     year=2024,
+    needs={"placeholder"},
     knob="beta",
 )
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ MODES = ("policy", "paper")
     summary="Speculative sampling from a target that moves towards what the draft knows, by eta.",
     paper="Long-Context Inference with Retrieval-Augmented Speculative Decoding",
     year=2025,
-    needs={"chain"},
+    needs={"chain", "draft_law"},
     knob="eta",
 )
 @dataclass(frozen=True)

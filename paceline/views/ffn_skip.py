@@ -38,6 +38,7 @@ from paceline.registry import Guarantee, method
     summary="Tokens skip feed-forward sub-blocks in the middle once these hardly change their state.",
     paper="FFN-SkipLLM: A Hidden Gem for Autoregressive Decoding with Adaptive Feed Forward Skipping",
     year=2024,
+    needs={"views"},
 )
 @dataclass(frozen=True)
 class FFNSkip(ViewRule):

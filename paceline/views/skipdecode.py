@@ -34,6 +34,7 @@ from paceline.registry import Guarantee, method
     summary="The further a text gets, the fewer layers its tokens go through.",
     paper="SkipDecode: Autoregressive Skip Decoding with Batching and Caching for Efficient LLM Inference",
     year=2023,
+    needs={"views"},
 )
 @dataclass(frozen=True)
 class SkipDecode(ViewRule):

@@ -30,6 +30,7 @@ from paceline.registry import Guarantee, method
     summary="Generated tokens go through the same evenly spread layers.",
     paper="Accelerating Inference in Large Language Models with a Unified Layer Skipping Strategy",
     year=2024,
+    needs={"views"},
 )
 @dataclass(frozen=True)
 class Unified(ViewRule):

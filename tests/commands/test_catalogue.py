@@ -14,6 +14,8 @@ from paceline import __version__, registry
 from paceline.commands.guard import Guarded
 from paceline.commands.methods import spelled
 from paceline.errors import BadRequest, ModelError, Unsupported
+from paceline.plan import CAPABILITIES
+from paceline.testing import TabularModel, random_table
 
 from .conftest import Run
 
@@ -26,6 +28,46 @@ def test_methods_as_json(run: Run) -> None:
     assert {m["kind"] for m in found} == {"drafter", "policy", "tree", "verifier", "view"}
     drafters = json.loads(run("methods", "--json", "--kind", "drafter").stdout)
     assert drafters == [m for m in found if m["kind"] == "drafter"]
+
+
+def test_needs_are_described_and_true() -> None:
+    """What a class says of itself agrees with its registration."""
+    for found in registry.methods():
+        assert found.needs <= CAPABILITIES.keys(), found.name
+        if found.kind == "view":
+            assert "views" in found.needs
+        if found.kind == "verifier":
+            assert ("chain" in found.needs) == (found.cls.shapes == {"chain"}), found.name
+            undrawn = {"shared", "fixed"} & {*found.cls.judges}
+            assert ("draft_law" in found.needs) == (not undrawn), found.name
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "needs"),
+    [
+        ("drafter", "rest", {"datastore"}),
+        ("drafter", "quantised", {"low_bits"}),
+        ("drafter", "lexical", {"placeholder"}),
+        ("verifier", "lexical", {"placeholder"}),
+        ("verifier", "lantern", {"embeddings"}),
+        ("drafter", "draft", {"second_model"}),
+        ("drafter", "translate", {"second_model", "tokenizers"}),
+        ("drafter", "rapid", set()),
+        ("drafter", "easyspec", {"views"}),
+        ("drafter", "swift", {"views"}),
+        ("drafter", "del", {"views", "hidden_states"}),
+    ],
+)
+def test_what_a_method_needs(kind: str, name: str, needs: set[str]) -> None:
+    assert registry.find(kind, name).needs == needs
+
+
+@pytest.mark.parametrize("found", [m for m in registry.methods("drafter") if "views" in m.needs], ids=lambda m: m.name)
+def test_who_needs_views_refuses_a_model_without(found: registry.Method) -> None:
+    model = TabularModel(random_table(5), 5)
+    model.offers = model.offers - {"views"}
+    with pytest.raises(Unsupported, match="does not offer views"):
+        found.cls().attach(model)
 
 
 def test_methods_as_a_table(run: Run) -> None:
