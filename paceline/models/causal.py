@@ -17,7 +17,8 @@ from paceline.caches import Extension, Row, TrieCache
 from paceline.models.config import context, weight_bytes, windows
 from paceline.models.costs import PassCosts, measure
 from paceline.models.nodes import Nodes, Scores, laid_out, starts_of
-from paceline.models.views import Resume, Steering, View, ViewRule, blocks_of, require_views
+from paceline.models.steering import Steering, blocks_of
+from paceline.models.views import Resume, View, ViewRule, Watched, require_views
 from paceline.tree import TokenTree
 
 Mask = torch.Tensor | dict[str, torch.Tensor]
@@ -119,6 +120,7 @@ class CausalModel:
     """
 
     rule: ViewRule | None = None
+    _watched: ViewRule | None = None
     tokenizer: Any = None
     lacks: Mapping[str, str] = MappingProxyType({})
     opening: tuple[int, ...] = ()
@@ -188,7 +190,7 @@ class CausalModel:
         require_views(self, type(rule).__name__)
         rule.check(self.num_layers)
         # A draft's own view would leave out yet other layers, and read keys that were never written.
-        self.rule, self.offers = rule, self.offers - {"views"}
+        self.rule, self._watched, self.offers = rule, Watched(rule), self.offers - {"views"}
         self.lacks = {**self.lacks, "views": f"it follows {rule} in every pass already"}
 
     def new_cache(self, rows: int, limit: int | None = None, capacity: int = 512) -> TrieCache:
@@ -210,7 +212,7 @@ class CausalModel:
         trees: Seq[TokenTree],
         pending: Seq[Seq[int]] | None = None,
         hidden: tuple[int, ...] = (),
-        view: View | None = None,
+        view: View | ViewRule | None = None,
     ) -> Scores:
         """One forward pass over a tree a row.
 
@@ -222,10 +224,15 @@ class CausalModel:
                 first (as a chain above the root) and give no logits.
             hidden: layers whose hidden states are wanted (0: embeddings; L: after the last norm).
             view: which parts of the model run; all by default. Rows then have to be neighbours where it has `states`.
+                A rule gives each pass its view, by how many tokens stand behind the rows' prompts.
 
         Returns:
             Logits of every tree node, root first. In crown coordinates node i of tree b is `len(pending[b]) + i`
             behind the nodes that were live before.
+
+        Raises:
+            BadRequest: the view does not suit the model.
+            Unsupported: the model offers no views.
         """
         pending = pending or [()] * len(rows)
         nodes = [Nodes.behind(row, tree, before) for row, tree, before in zip(rows, trees, pending, strict=True)]
@@ -238,7 +245,7 @@ class CausalModel:
         rows: Seq[Row],
         nodes: Seq[Nodes],
         hidden: tuple[int, ...] = (),
-        view: View | None = None,
+        view: View | ViewRule | None = None,
     ) -> Scores:
         """One forward pass over new nodes anywhere in the rows' crowns: what `score` is made of.
 
@@ -248,7 +255,13 @@ class CausalModel:
 
         Returns:
             Logits of every node that is not skipped.
+
+        Raises:
+            BadRequest, Unsupported: as `score`.
         """
+        if view is not None:
+            require_views(self, type(view).__name__)
+            view.check(self.num_layers)
         if len(rows) == 1:
             logits, taps, starts = self._pass(cache, rows, nodes, hidden, view)
             return Scores(logits, starts, taps)
@@ -302,7 +315,7 @@ class CausalModel:
         return pieces
 
     def _pass(
-        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...], view: View | None
+        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...], view: View | ViewRule | None
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
         extension = cache.extend(rows, [new.parents for new in nodes])
         tokens, wanted = laid_out(nodes, extension.width)
@@ -334,11 +347,12 @@ class CausalModel:
         """Whether a row may share the pass of its neighbour, which stands before it."""
         return True
 
-    def _steered(self, view: View | None, rows: Seq[Row], extension: Extension) -> dict[str, Any]:
+    def _steered(self, view: View | ViewRule | None, rows: Seq[Row], extension: Extension) -> dict[str, Any]:
         """The view of one pass, if any: the one asked for, or that of the model's own rule."""
-        if view is None and self.rule is not None:
+        rule = self._watched if view is None else view
+        if isinstance(rule, ViewRule):
             prompts = np.array([row.prompt for row in rows])[:, None]
-            view = self.rule.view((extension.positions - prompts).ravel(), self.num_layers)
+            return {"view": rule.view((extension.positions - prompts).ravel(), self.num_layers)}
         return {} if view is None else {"view": view}
 
     def _mask(self, extension: Extension) -> Mask:

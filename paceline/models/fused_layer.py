@@ -142,9 +142,9 @@ class Layer:
             x = _where(runs, self.attend(view.source(number, x), x, step), x)
         runs = view.feeds(number)
         if runs is not False:
-            after = self.feed(x)
+            after = _where(runs, self.feed(x), x)
             view.fed(number, x[: step.real], after[: step.real])
-            x = _where(runs, after, x)
+            x = after
         return x
 
     def matrices(self) -> dict[str, Matrix]:

@@ -27,7 +27,7 @@ from paceline.models.causal import CausalModel, Mask
 from paceline.models.config import UNLIMITED, context, weight_bytes
 from paceline.models.nodes import Nodes, laid_out, starts_of
 from paceline.models.positions import Places, placed, seams
-from paceline.models.views import View
+from paceline.models.views import View, ViewRule
 
 
 def is_seq2seq(module: Any) -> bool:
@@ -176,10 +176,8 @@ class Seq2SeqModel(CausalModel):
         return 0 < self.encoded(row.prompt) <= row.length
 
     def _pass(
-        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...], view: View | None
+        self, cache: TrieCache, rows: Seq[Row], nodes: Seq[Nodes], hidden: tuple[int, ...], view: View | ViewRule | None
     ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[int]]:
-        if view is not None:
-            raise Unsupported(f"{self.name} does not offer views: {self.lacks['views']}")
         unread = None
         if not self._read(rows[0]):
             unread, rest = self._source(rows[0], nodes[0])

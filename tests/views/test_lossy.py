@@ -11,7 +11,7 @@ import torch
 from paceline import Engine
 from paceline.caches import TrieCache
 from paceline.errors import BadRequest, Unsupported
-from paceline.models.views import Skip, View, ViewRule
+from paceline.models.views import Exit, Skip, View, ViewRule, Watched
 from paceline.registry import Guarantee, build
 from paceline.tree import TokenTree
 from paceline.views.ffn_skip import Fading, FFNSkip
@@ -129,15 +129,61 @@ def test_cells_that_were_not_written_are_never_read(name: str, path: str, monkey
         assert [e.logprob for e in ours.logprobs or ()] == [e.logprob for e in theirs.logprobs or ()]
 
 
-def test_the_stain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a rule that lets a later token attend where an earlier one did not."""
+def rising(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`skipdecode` becomes a rule that lets later tokens attend where earlier ones did not."""
     monkeypatch.setattr(SkipDecode, "budget", lambda rule, positions, layers: np.where(positions > 5, layers, 2))
+
+
+def test_the_stain_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    rising(monkeypatch)
+    monkeypatch.setattr(Watched, "view", lambda watched, *args: watched.rule.view(*args))
     zeros, found = TrieCache.zeros, []
     for stain in (0.0, 1e3):
         monkeypatch.setattr(TrieCache, "zeros", lambda cache, *shape, stain=stain: zeros(cache, *shape).fill_(stain))
         engine = load("module", "skipdecode")
         found.append(engine.generate(PROMPTS[2], max_new_tokens=12, ignore_eos=True, logprobs=1).logprobs)
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("path", PASSES)
+@pytest.mark.parametrize("drafter", ["none", "ngram(confidence=0)"])
+def test_a_rule_that_would_read_unwritten_cells_is_stopped(
+    path: str, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rising(monkeypatch)
+    engine = load(path, "skipdecode", max_rows=2)
+    with pytest.raises(Unsupported, match=r"SkipDecode.* lets layer 1 attend behind \d generated .* left it out"):
+        engine.generate(PROMPTS[2], max_new_tokens=12, ignore_eos=True, drafter=drafter)
+    assert engine.decoder.cache.live == []
+
+
+class Late(ViewRule):
+    """Ends ever later: a layer that it does not even ask about comes in."""
+
+    def view(self, generated: np.ndarray, layers: int) -> View:
+        return Exit(min(layers, 2 + max(0, int(generated.max()))))
+
+
+def test_layers_behind_an_exit_count_as_left_out() -> None:
+    model = model_of("fused")
+    model.follow(Late())
+    cache = model.new_cache(1)
+    row = cache.allocate()
+    row.prompt = 4
+    model.prefill(cache, row, [5, 6, 7, 8])
+    model.score(cache, [row], [TokenTree.empty(9)])
+    cache.keep(row, [0])
+    with pytest.raises(Unsupported, match="lets layer 2 attend behind 1 generated tokens, but left it out behind -4"):
+        model.score(cache, [row], [TokenTree.empty(10)])
+
+
+def test_what_is_left_out_for_later_tokens_of_other_texts_is_no_reason_to_stop() -> None:
+    """Texts at different places of a falling schedule, in one batch and one after another."""
+    engine = load("fused", "skipdecode(least=1, span=9)", max_rows=3)
+    for _ in range(2):
+        assert all(
+            result.finish_reason == "length" for result in results(engine, PROMPTS, max_new_tokens=12, ignore_eos=True)
+        )
 
 
 @pytest.mark.parametrize("path", PASSES)

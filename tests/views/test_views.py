@@ -11,7 +11,7 @@ from models.architectures import SUPPORTED, build
 
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model
-from paceline.models.views import Exit, Grouped, Resume, Skip, View, require_views
+from paceline.models.views import Chosen, Exit, Grouped, Resume, Skip, View, require_views
 from paceline.tree import TokenTree
 from tests.views.support import LAYERS, PASSES, model_of, scored, tapering
 
@@ -174,16 +174,35 @@ def test_a_module_is_left_as_it_was() -> None:
     np.testing.assert_array_equal(scored(model, PROMPT, TOKENS).logits, plain)
 
 
+@pytest.mark.parametrize("path", PASSES)
 @pytest.mark.parametrize(
     ("view", "message"),
     [
-        (Skip(frozenset({5})), "layer 5 cannot be skipped"),
+        (Skip(frozenset({5})), "layer 5 cannot be skipped; the model has layers 0 to 4"),
+        (Skip(mlp=frozenset({-1})), "layer -1 cannot be skipped"),
         (Skip(frozenset(range(5)), frozenset(range(5))), "all 5 layers"),
+        (Exit(0), "no exit behind 0 layers; the model has 5, 1 to 5 may run"),
+        (Exit(99), "no exit behind 99 layers"),
+        (Resume(6, torch.zeros(1, 3, 32)), "no layer 6 to resume from"),
+        (Grouped(0), "groups of 0 layers"),
+        (Chosen(np.ones((4, 3), bool)), "4 layers are told apart; the model has 5"),
+        (Chosen(np.zeros((5, 3), bool)), "all 5 layers"),
     ],
 )
-def test_sets_that_do_not_suit_a_model_are_refused(view: Skip, message: str) -> None:
+def test_views_that_do_not_suit_a_model_are_refused_before_it_runs(view: View, message: str, path: str) -> None:
+    model = model_of(path)
+    cache = model.new_cache(1)
+    row = cache.allocate()
     with pytest.raises(BadRequest, match=message):
-        view.check(LAYERS)
+        model.score(cache, [row], [TokenTree.chain(TOKENS[0], TOKENS[1:])], view=view)
+    assert (row.parents, cache.nbytes) == ([], 0)
+
+
+@pytest.mark.parametrize("name", sorted(WITHOUT))
+def test_a_model_without_views_is_asked_for_none(name: str) -> None:
+    model = load_model(build(*SUPPORTED[name]), fast=False)
+    with pytest.raises(Unsupported, match=r"Skip runs only some layers of .* does not offer views"):
+        scored(model, PROMPT, TOKENS, view=Skip())
 
 
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2", "GPT-2", "Cohere 2", "fused"])
