@@ -1,9 +1,12 @@
 """Prompt lookup: what followed the last few tokens earlier in this text will probably follow them again.
 
-Of the earlier places where the last `max_ngram` tokens stand (else the last `max_ngram - 1`, ...), the one
-wins whose common suffix with the text is longest, the latest among equals; the tokens behind it are the
-draft. A copy that reaches the end of the text goes on with its own tokens, so a loop of any period is drafted
-in full.
+Of the earlier places where the last `max_ngram` tokens stand (else the last `max_ngram - 1`, ...), `pick` says
+which one is copied:
+
+- `agreeing`: the one whose common suffix with the text is longest, the latest among equals. A copy that reaches
+  the end of the text goes on with its own tokens, so a loop of any period is drafted in full.
+- `earliest`, as published, or `latest`: the first or the last one, and the `length` tokens behind it, up to the
+  end of the text.
 
 How far to copy is a question of odds. The chance `a(m)` that the next copied token is right grows with the
 number `m` of tokens that agree before it: about 0.25 after one, 0.6 after three, 0.9 after twenty. A draft
@@ -14,7 +17,7 @@ starts at values measured on Python source and learns from what becomes of this 
 
 Cost: O(max_ngram + length) a step, whatever the length of the text; its n-grams are indexed once.
 
-Paper: Saxena, "Prompt Lookup Decoding", 2023 (which takes the earliest place and a fixed length of 10).
+Paper: Saxena, "Prompt Lookup Decoding", 2023: `ngram(pick=earliest, max_ngram=3, length=10)`.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Outcome, SequenceDrafter
 from paceline.drafters.odds import Odds
 from paceline.errors import BadRequest
@@ -35,6 +39,8 @@ PLACES, REACH = 8, 32
 #: Chance that a copied token is right, by the class of agreement.
 ODDS = (0.25, 0.5, 0.6, 0.65, 0.75, 0.85, 0.92)
 
+#: Which of an n-gram's places is copied, and from which chance on beyond what is free.
+PICKS = {"agreeing": 0.2, "earliest": 0.0, "latest": 0.0}
 #: Longest n-gram that may be looked up: each length is indexed on its own.
 LONGEST = 256
 
@@ -80,6 +86,27 @@ class Index:
         return same
 
 
+class FirstIndex(Index):
+    """The same index, whose places are the earliest ones, earliest first."""
+
+    def __init__(self, low: int, high: int) -> None:
+        super().__init__(low, high)
+        self._first: dict[int, dict[tuple[int, ...], list[int]]] = {n: {} for n in self._latest}
+
+    def extend(self, tokens: Seq[int]) -> None:
+        text = self.text
+        for token in tokens:
+            at = len(text)
+            for n, first in self._first.items():
+                if at >= n and len(places := first.setdefault(tuple(text[at - n :]), [])) < PLACES:
+                    places.append(at)
+            text.append(token)
+
+    def places(self) -> list[int]:
+        grams = ((n, tuple(self.text[-n:])) for n in self._first if len(self.text) >= n)
+        return next((found for n, gram in grams if (found := self._first[n].get(gram))), [])
+
+
 @dataclass
 class Notes:
     """What the drafter knows of one sequence.
@@ -120,16 +147,18 @@ class NGram(SequenceDrafter):
         length: most tokens of a draft.
         candidates: continuations drafted side by side; more than one makes a tree.
         confidence: beyond `free` tokens a draft ends where the chance that it holds falls below this; 0: at
-            `length` tokens only.
+            `length` tokens only. By default 0.2, or 0 where `pick` is not "agreeing".
         free: tokens drafted whatever their chance; by default as many as cost the target next to nothing.
+        pick: which place of the n-gram is copied: "agreeing", "earliest" or "latest".
     """
 
     max_ngram: int = 4
     min_ngram: int = 1
     length: int = 16
     candidates: int = 1
-    confidence: float = 0.2
+    confidence: float | None = None
     free: int | None = None
+    pick: str = "agreeing"
     shape: str = field(init=False, repr=False)
     _spare: int = field(init=False, repr=False, default=0)
 
@@ -143,15 +172,20 @@ class NGram(SequenceDrafter):
             raise BadRequest(f"ngram(min_ngram={self.min_ngram}): at most max_ngram={self.max_ngram} is allowed")
         if self.free is not None and self.free < 0:
             raise BadRequest(f"ngram(free={self.free}): an integer of at least 0 is needed")
-        if not 0 <= self.confidence <= 1:
+        if self.pick not in PICKS:
+            raise BadRequest(f"ngram(pick={self.pick!r}): one of {', '.join(map(repr, PICKS))} is needed")
+        if self.confidence is not None and not 0 <= self.confidence <= 1:
             raise BadRequest(f"ngram(confidence={self.confidence}): a number from 0 to 1 is needed")
+        self._least = PICKS[self.pick] if self.confidence is None else self.confidence
         self.shape = "chain" if self.candidates == 1 else "tree"
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("ngram", self, target, "length")
         self._spare = target.spare
 
     def begin(self, sequence: Sequence) -> None:
-        sequence.drafts = Notes(Index(self.min_ngram, self.max_ngram))
+        index = FirstIndex if self.pick == "earliest" else Index
+        sequence.drafts = Notes(index(self.min_ngram, self.max_ngram))
         sequence.drafts.index.extend(sequence.tokens)
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
@@ -192,7 +226,8 @@ class NGram(SequenceDrafter):
 
     def _ranked(self, index: Index) -> list[tuple[int, int]]:
         """(agreeing tokens, place), best first."""
-        return sorted(((index.agreement(place), place) for place in index.places()), reverse=True)
+        found = [(index.agreement(place), place) for place in index.places()]
+        return sorted(found, reverse=True) if self.pick == "agreeing" else found
 
     def _copy(
         self, notes: Notes, agreed: int, place: int, limit: int, chance: float, free: int
@@ -201,9 +236,9 @@ class NGram(SequenceDrafter):
         text = notes.index.text
         path: list[int] = []
         chances: list[float] = []
-        for i in range(limit):
+        for i in range(limit if self.pick == "agreeing" else min(limit, len(text) - place)):
             chance *= notes.odds(agreed + i)
-            if i >= free and chance < self.confidence:
+            if i >= free and chance < self._least:
                 break
             at = place + i
             path.append(text[at] if at < len(text) else path[at - len(text)])

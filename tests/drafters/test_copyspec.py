@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from paceline import Engine
 from paceline.drafters.copyspec import Copy, CopySpec, First
@@ -25,15 +26,45 @@ def copied(tokens: list[int], gamma: int = 3, copy: int = 10, nodes: int = 99, d
     return drafter.draft(sequence, nodes, depth).tokens[1:].tolist()  # type: ignore[arg-type]
 
 
-def test_the_index_equals_a_search() -> None:
-    generator = random.Random(0)
-    for _ in range(500):
-        n = generator.randint(1, 4)
-        text = [generator.randrange(generator.choice([1, 2, 4])) for _ in range(generator.randint(1, 30))]
+def searched(text: list[int], n: int) -> int | None:
+    found = [p for p in range(n, len(text)) if text[p - n : p] == text[len(text) - n :]]
+    return found[0] if found else None
+
+
+@given(st.lists(st.integers(0, 2), max_size=40), st.integers(1, 6))
+def test_the_index_equals_a_search_after_every_token(text: list[int], n: int) -> None:
+    index = First(n)
+    for end, token in enumerate(text, 1):
+        index.extend([token])
+        assert index.place() == searched(text[:end], n)
+
+
+@given(st.lists(st.integers(0, 4), max_size=40), st.integers(1, 4), st.integers(1, 5))
+def test_collisions_propose_nothing_or_what_is_right(text: list[int], n: int, modulus: int) -> None:
+    index = First(n, modulus)
+    for end, token in enumerate(text, 1):
+        index.extend([token])
+        assert index.place() in (None, searched(text[:end], n))
+
+
+def test_a_forced_collision() -> None:
+    """All grams have one hash: the first of them is found, another one is not taken for it."""
+    index = First(2, modulus=1)
+    index.extend([1, 2, 3, 4])
+    assert index.place() is None
+    index.extend([1, 2])
+    assert index.place() == 2
+    index.extend([3, 4])
+    assert index.place() is None
+
+
+def test_a_token_takes_as_little_whatever_gamma_is() -> None:
+    for n in (1, 1000):
         index = First(n)
-        index.extend(text)
-        found = [p for p in range(n, len(text)) if text[p - n : p] == text[len(text) - n :]]
-        assert index.place() == (found[0] if found else None)
+        index.extend([*range(1500), *range(1500)])
+        assert all(type(hashed) is int for hashed in index._first)
+        assert len(index._first) <= 3001
+        assert index.place() == 1500
 
 
 def test_the_first_occurrence_is_copied_up_to_the_end_of_the_text() -> None:
@@ -102,7 +133,12 @@ def test_later_turns_of_a_conversation_are_faster() -> None:
 
 @pytest.mark.parametrize(
     ("knobs", "message"),
-    [({"gamma": 0}, "gamma=0"), ({"copy": 0}, "copy=0"), ({"fallback": "ngam"}, "ngram")],
+    [
+        ({"gamma": 0}, "gamma=0"),
+        ({"gamma": 10**9}, "from 1 to 1000"),
+        ({"copy": 0}, "copy=0"),
+        ({"fallback": "ngam"}, "ngram"),
+    ],
 )
 def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
     with pytest.raises(BadRequest, match=message):

@@ -94,6 +94,59 @@ def test_a_loop_is_drafted_in_full_length() -> None:
     assert draft(NGram(length=4, confidence=0), [9, 8, 8]).tokens.tolist() == [8, 8, 8, 8, 8]
 
 
+# -- the published choice -------------------------------------------------------------------------------------
+
+
+def looked_up(text: list[int], low: int, high: int, length: int, latest: bool) -> list[int]:
+    """As published: the longest n first, its first (or last) earlier place, the tokens behind it up to the end."""
+    for n in range(high, low - 1, -1):
+        starts = [i for i in range(len(text) - n) if text[i : i + n] == text[len(text) - n :]]
+        for i in starts[::-1] if latest else starts:
+            if chain := text[i + n : i + n + length]:
+                return chain
+    return []
+
+
+@pytest.mark.parametrize("pick", ["earliest", "latest"])
+def test_the_published_choice_equals_a_search(pick: str) -> None:
+    generator = random.Random(1)
+    for _ in range(1000):
+        high, length = generator.randint(1, 5), generator.randint(1, 12)
+        low = generator.randint(1, high)
+        text = [generator.randrange(generator.choice([2, 4, 9])) for _ in range(generator.randint(1, 40))]
+        drafter = NGram(pick=pick, max_ngram=high, min_ngram=low, length=length)
+        drafter.attach(TabularModel(random_table(9), 9))
+        sequence = begun(drafter, text[: len(text) // 2 + 1])
+        sequence.tokens = text
+        chain = drafter.draft(sequence, 99, 99)
+        assert chain.is_chain
+        assert chain.tokens[1:].tolist() == looked_up(text, low, high, length, pick == "latest")
+
+
+def test_the_published_examples() -> None:
+    for pick in ("earliest", "latest", "agreeing"):
+        found = draft(NGram(pick=pick, max_ngram=2, length=3, confidence=0), [5, 6, 7, 8, 5, 6])
+        assert found.tokens.tolist() == [6, 7, 8, 5]
+    text = [1, 2, 30, 9, 1, 2, 40, 8, 1, 2]
+    assert draft(NGram(pick="earliest", length=1), text).tokens.tolist() == [2, 30]
+    assert draft(NGram(pick="latest", length=1), text).tokens.tolist() == [2, 40]
+    sides = draft(NGram(pick="earliest", length=1, candidates=2), text)
+    assert sides.tokens.tolist() == [2, 30, 40]
+
+
+@pytest.mark.parametrize("pick", ["earliest", "latest", "agreeing"])
+def test_an_exact_repetition_takes_few_passes_by_any_choice(pick: str) -> None:
+    source, length = list(range(1, 31)), 10
+
+    def table(prefix: tuple[int, ...]) -> torch.Tensor:
+        return torch.nn.functional.one_hot(torch.tensor(prefix[-len(source)]), 32).double().log()
+
+    engine = Engine(TabularModel(table, 32, context=256), drafter=NGram(pick=pick, max_ngram=3, length=length))
+    result = engine.generate(source * 2, max_new_tokens=30)
+    assert result.tokens == source
+    assert result.stats.forward_passes <= math.ceil(30 / (length + 1)) + 2
+
+
 def test_nothing_known_drafts_nothing() -> None:
     assert draft(NGram(), [1]).drafted == 0
     assert draft(NGram(), [1, 2, 3]).drafted == 0
@@ -187,6 +240,7 @@ def test_more_candidates_make_it_a_tree() -> None:
         ({"min_ngram": 5}, "max_ngram=4"),
         ({"free": -1}, "free=-1"),
         ({"confidence": 1.5}, "from 0 to 1"),
+        ({"pick": "first"}, "one of 'agreeing', 'earliest', 'latest'"),
     ],
 )
 def test_knobs_are_checked(knobs: dict[str, Any], message: str) -> None:
@@ -211,7 +265,9 @@ def test_a_copied_text_takes_few_passes() -> None:
     assert result.stats.forward_passes <= math.ceil(100 / (length + 1)) + 2
 
 
-@pytest.mark.parametrize("spec", ["ngram", "ngram(candidates=3)", "ngram(confidence=0, min_ngram=2)"])
+@pytest.mark.parametrize(
+    "spec", ["ngram", "ngram(candidates=3)", "ngram(pick=earliest, candidates=2)", "ngram(confidence=0, min_ngram=2)"]
+)
 def test_text_equals_transformers(spec: str) -> None:
     engine = engine_of(llama())
     for prompt, text in zip(PROMPTS, greedy(50), strict=True):
