@@ -18,7 +18,7 @@ from paceline.drafters.base import Drafter
 from paceline.drafters.chain import CHAIN_LAWS, Run
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
-from paceline.models.views import View
+from paceline.models.views import View, ViewRule
 from paceline.plan import agreed
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
@@ -46,7 +46,7 @@ class SelfDraft(Drafter):
         """The model that drafts, for a target that is new to the drafter. Raises `BadRequest` or `Unsupported`."""
         return target
 
-    def view(self, sequence: Sequence) -> View | None:
+    def view(self, sequence: Sequence) -> View | ViewRule | None:
         """What of the model drafts for a sequence in the step at hand; equal views share a pass."""
         return None
 

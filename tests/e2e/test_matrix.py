@@ -58,7 +58,7 @@ CHAINS_ONLY = tuple(
 )
 #: Verifiers that must know the laws of drafted tokens, and the drafters that can tell them.
 INFORMED = tuple(spec for spec in VERIFIERS if parse(spec).name == "rapid")
-TELLING = ("draft", "pearl", "sjd", "quantised", "early_exit", "swift", "del", "easyspec", "rapid")
+TELLING = ("draft", "pearl", "sjd", "quantised", "early_exit", "self_speculative", "swift", "del", "easyspec", "rapid")
 #: The verifier that meets every policy, alone and in batches; the others see only what policies make of the scores, and
 #: meet the busiest one.
 THOROUGH = "coupled"

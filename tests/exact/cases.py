@@ -29,6 +29,7 @@ from paceline.drafters.quantised import Quantised
 from paceline.drafters.rapid import Rapid
 from paceline.drafters.recycling import Recycling
 from paceline.drafters.rest import Rest
+from paceline.drafters.self_speculative import SelfSpeculative
 from paceline.drafters.sjd import SJD
 from paceline.drafters.suffix import Suffix
 from paceline.drafters.swift import Swift
@@ -125,6 +126,8 @@ CHAINS: dict[str, Make] = {
     ),
     "early exit": lambda: EarlyExit(layer=1, length=2, confidence=0.0),
     "early exit that stops": lambda: EarlyExit(layer=3, length=3, confidence=0.4),
+    "by a view": lambda: SelfSpeculative("unified(speedup=2)", length=2, confidence=0.0),
+    "by a view that stops": lambda: SelfSpeculative("skip(mlp='1 2')", length=3, confidence=0.4),
     "quantised": lambda: Quantised(length=2, confidence=0.3),
     "swift": lambda: Swift(length=2, confidence=0.0, tries=0),
     "swift that searches": lambda: Swift(length=2, confidence=0.2, window=1, max_score=1.0),

@@ -14,6 +14,7 @@ from paceline.drafters.early_exit import EarlyExit
 from paceline.drafters.easyspec import EasySpec
 from paceline.drafters.none import NoDraft
 from paceline.drafters.rapid import Rapid
+from paceline.drafters.self_speculative import SelfSpeculative
 from paceline.drafters.swift import Swift
 from paceline.policies.base import Pipeline
 from paceline.testing.laws import Decoded, decoded, distance
@@ -27,6 +28,7 @@ DRAFTS: dict[str, Callable[[], Drafter]] = {
     "grouped layers, not calibrated": lambda: EasySpec(group=3, length=2, confidence=0.0, calibrate=False),
     "early exit": lambda: EarlyExit(layer=1, length=2, confidence=0.0),
     "learned exit": lambda: Del(layer=1, length=2),
+    "a view": lambda: SelfSpeculative("skip(attention=2, mlp='1 2 3')", length=2, confidence=0.0),
     "skipped layers": lambda: Swift(skip=0.8, length=2, confidence=0.0, tries=0),
     "a part of the prompt": lambda: Rapid(chunk=1, query=1, retrieved=1, floor=-1.0, length=2, confidence=0.0),
 }

@@ -15,6 +15,7 @@ from paceline.models.views import Exit, Skip, View, ViewRule, Watched
 from paceline.registry import Guarantee, build
 from paceline.tree import TokenTree
 from paceline.views.ffn_skip import Fading, FFNSkip
+from paceline.views.skip import SkippedBlocks
 from paceline.views.skipdecode import SkipDecode
 from paceline.views.unified import Unified
 from tests.drafters.support import PROMPTS, generated, results
@@ -26,8 +27,17 @@ HARD = {
     "skipdecode": "skipdecode(least=2, span=6)",
     "skipdecode in the prompt": "skipdecode(least=1, most=4, span=6, warm=0)",
     "ffn_skip": "ffn_skip(similarity=-1, cap=0.6, cold=1, warm=1)",
+    "exit": "exit(layer=1)",
+    "skip": "skip(attention='1 2', mlp='0 2 3')",
 }
-NEUTRAL = ["unified(speedup=1)", "skipdecode(least=5)", "ffn_skip(similarity=1.5, cold=1)", "ffn_skip(cap=0, cold=1)"]
+NEUTRAL = [
+    "unified(speedup=1)",
+    "skipdecode(least=5)",
+    "ffn_skip(similarity=1.5, cold=1)",
+    "ffn_skip(cap=0, cold=1)",
+    "exit(layer=5)",
+    "skip",
+]
 
 
 def load(path: str, view: str | ViewRule | None, **options: Any) -> Engine:
@@ -233,6 +243,12 @@ def test_less_is_lost_without_mlps_than_without_layers() -> None:
         ("ffn_skip(cap=1.5)", "cap=1.5"),
         ("ffn_skip(similarity=-2)", "similarity=-2"),
         ("ffn_skip(recheck=0)", "recheck=0"),
+        ("exit(layer=0)", "layer=0.*1 to 5 may run"),
+        ("exit(layer=6)", "layer=6.*1 to 5 may run"),
+        ("skip(attention='1 x')", "skip.attention='1 x'.*numbers of layers"),
+        ("skip(mlp=2.5)", "skip.mlp=2.5.*numbers of layers"),
+        ("skip(mlp=7)", "layer 7 cannot be skipped"),
+        ("skip(attention='0 1 2 3 4', mlp='0 1 2 3 4')", "all 5 layers"),
         ("unifed", "did you mean 'unified'"),
     ],
 )
@@ -241,10 +257,17 @@ def test_knobs_are_checked_before_any_model_runs(view: str, message: str) -> Non
         load("module", view)
 
 
+def test_sets_are_given_in_any_form() -> None:
+    forms = (SkippedBlocks("3 1", 2), SkippedBlocks([1, 3], {2}), build("view", "skip('1 3 3', mlp='2')"))
+    assert len({*forms}) == 1
+    assert forms[0].view(np.arange(3), 5) == Skip(frozenset({1, 3}), frozenset({2}))
+
+
 def test_self_drafts_and_second_views_are_refused() -> None:
     engine = load("module", "unified")
-    with pytest.raises(Unsupported, match=r"follows Unified.speedup=2.0. in every pass already"):
-        engine.generate(PROMPTS[0], drafter="early_exit")
+    for drafter in ("early_exit", "self_speculative"):
+        with pytest.raises(Unsupported, match=r"follows Unified.speedup=2.0. in every pass already"):
+            engine.generate(PROMPTS[0], drafter=drafter)
     with pytest.raises(Unsupported, match="in every pass already"):
         engine.model.follow(build("view", "ffn_skip"))
 

@@ -10,16 +10,27 @@ import torch
 from paceline import Engine
 from paceline.drafters.early_exit import EarlyExit
 from paceline.drafters.quantised import Quantised
+from paceline.drafters.self_speculative import SelfSpeculative
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model
 from paceline.models.quantised import Bytes, Int4, Int8, eight_bits, quantised
+from paceline.models.views import Exit
 from paceline.testing.running import finish
+from paceline.views.ffn_skip import FFNSkip
+from paceline.views.unified import Unified
 from tests.drafters.support import PROMPTS, generated, llama, results, start
-from tests.views.support import PASSES, engine_of, greedy, scored, tapering
+from tests.views.support import PASSES, engine_of, greedy, model_of, scored, tapering
 
 DRAFTS: dict[str, Any] = {
     "early exit": lambda: EarlyExit(layer=2, confidence=0.0),
     "early exit that stops": lambda: EarlyExit(layer=4, length=3, confidence=0.5),
+    "a fixed set": lambda: SelfSpeculative("skip(attention='1 3', mlp=3)", confidence=0.0),
+    "evenly spread layers": lambda: SelfSpeculative("unified(speedup=2)", length=3, confidence=0.0),
+    "a falling schedule": lambda: SelfSpeculative("skipdecode(least=2, span=9)", confidence=0.2),
+    "an exit": lambda: SelfSpeculative("exit(layer=3)", length=5, confidence=0.0),
+    "feed-forward parts skipped": lambda: SelfSpeculative(
+        FFNSkip(similarity=-1, cap=0.4, cold=1, warm=0), length=4, confidence=0.0
+    ),
     "8 bits": lambda: Quantised(confidence=0.0),
     "4 bits": lambda: Quantised(bits=4, length=3, confidence=0.2),
 }
@@ -74,6 +85,33 @@ def test_a_view_of_everything_is_always_accepted(verifier: str, path: str, monke
         assert result.stats.forward_passes == 1 + 3
 
 
+@pytest.mark.parametrize("path", PASSES)
+def test_a_view_drafts_what_it_says_as_the_model(path: str) -> None:
+    """Behind a prompt that the whole model read; the prompt's place decides where a schedule is."""
+    drafter = SelfSpeculative("unified(speedup=2)", length=3, confidence=0.0)
+    engine = engine_of(path, drafter, max_rows=3)
+    sequences = [start(engine, prompt, max_new_tokens=9, ignore_eos=True) for prompt in PROMPTS[:3]]
+    engine.decoder.step()
+    with torch.inference_mode():
+        trees = drafter.propose(sequences, [(7, 7)] * 3)
+    lossy = model_of(path)
+    lossy.follow(Unified(2))
+    for sequence, tree in zip(sequences, trees, strict=True):
+        cache = lossy.new_cache(1)
+        row = cache.allocate()
+        row.prompt = sequence.prompt_length
+        lossy.prefill(cache, row, sequence.tokens[:-1])
+        logits = lossy.score(cache, [row], [tree]).logits
+        assert tree.tokens[1:].tolist() == logits[:-1].argmax(-1).tolist()
+        assert (tree.drafted, sequence.row.parents) == (3, [])
+
+
+def test_a_view_that_drafts_breaks_its_schedule_and_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Unified, "view", lambda rule, places, layers: Exit(2 if places.max() < 3 else layers))
+    with pytest.raises(Unsupported, match=r"Unified.speedup=2.0. lets layer 2 attend behind"):
+        engine_of("module", "self_speculative(confidence=0)").generate(PROMPTS[0], max_new_tokens=12, ignore_eos=True)
+
+
 def test_nothing_is_drafted_before_the_prompt_is_cached() -> None:
     drafter = EarlyExit(layer=2, confidence=0.0)
     engine = engine_of("module", drafter)
@@ -116,6 +154,12 @@ def test_a_draft_that_fails_leaves_the_others_alone(monkeypatch: pytest.MonkeyPa
         (lambda: EarlyExit(confidence=1.5), "from 0 to 1"),
         (lambda: engine_of("module", "early_exit(0)"), "early_exit.layer=0.*1 to 4 can draft"),
         (lambda: engine_of("module", "early_exit(5)"), "early_exit.layer=5.*5 layers; 1 to 4 can draft"),
+        (lambda: SelfSpeculative("unifed"), "did you mean 'unified'"),
+        (lambda: SelfSpeculative(length=0), "self_speculative.length=0"),
+        (lambda: SelfSpeculative(FFNSkip, confidence=0.0), "a view's instance is needed"),
+        (lambda: engine_of("module", "self_speculative(unified(speedup=9))"), "unified.speedup=9.*at least 2 must"),
+        (lambda: engine_of("module", "self_speculative(exit(layer=6))"), "exit.layer=6.*1 to 5 may run"),
+        (lambda: engine_of("module", "self_speculative(skip(mlp=5))"), "layer 5 cannot be skipped"),
         (lambda: Quantised(bits=3), "quantised.bits=3.*8 or 4"),
         (lambda: Quantised(length=0), "quantised.length=0"),
     ],
