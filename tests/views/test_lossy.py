@@ -18,8 +18,8 @@ from paceline.views.ffn_skip import Fading, FFNSkip
 from paceline.views.skip import SkippedBlocks
 from paceline.views.skipdecode import SkipDecode
 from paceline.views.unified import Unified
-from tests.drafters.support import PROMPTS, generated, results
-from tests.views.support import LAYERS, PASSES, greedy, model_of, scored, tapering
+from tests.drafters.support import PROMPTS, results
+from tests.views.support import LAYERS, PASSES, greedy, model_of, tapering
 
 #: Each at a setting that leaves much out.
 HARD = {
@@ -210,21 +210,6 @@ def test_a_step_of_unified_runs_the_kept_layers_alone(path: str) -> None:
     model.follow(Unified(2.5))
     got = model.score(cache, [row], [TokenTree.chain(9, [10])]).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
-
-
-def test_less_is_lost_without_mlps_than_without_layers() -> None:
-    """At equal numbers of skipped sub-blocks, by the mean log-probability of the whole model's own texts."""
-    model = model_of("module")
-    texts = [PROMPTS[2] + generated(tapering(), PROMPTS[2], 30), PROMPTS[0] + generated(tapering(), PROMPTS[0], 30)]
-
-    def quality(view: View) -> float:
-        rows = [(scored(model, [], text, view=view).logits.log_softmax(-1), text) for text in texts]
-        return float(np.mean([float(laws[:-1].gather(1, torch.tensor(t[1:])[:, None]).mean()) for laws, t in rows]))
-
-    middle = frozenset({3})
-    whole, mlps = quality(View()), quality(Skip(mlp=middle))
-    layers = quality(Skip(frozenset({1}), frozenset({1})))
-    assert whole > mlps > layers
 
 
 # -- what is refused ------------------------------------------------------------------------------------------
