@@ -41,6 +41,10 @@ class TokenTree:
             than at the parent; `None` where it has none. Budgets are set by it, never what is accepted.
         late: what was drawn as the last node's successor while the tree was being scored: the token, no node yet, and
             its `[V]` log-law. A verifier that draws may try it before the bonus token.
+        counts: `[N + 1]` int64, how many of the continuations that a retriever found begin like a node's path; `None`
+            where nothing was counted.
+        probe: `[N + 1]` bool, nodes that are scored for what the target says there and never accepted, nor what lies
+            below them; `None`: there are none.
 
     Raises:
         ValueError: if a parent does not precede its node.
@@ -51,6 +55,8 @@ class TokenTree:
     draws: Draws | None = None
     odds: np.ndarray | None = None
     late: tuple[int, torch.Tensor] | None = None
+    counts: np.ndarray | None = None
+    probe: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
@@ -81,7 +87,7 @@ class TokenTree:
         limit: int | None = None,
         odds: Iterable[Sequence[float]] | None = None,
     ) -> TokenTree:
-        """The trie of several continuations; shared prefixes become one node.
+        """The trie of several continuations; shared prefixes become one node, and `counts` says of how many.
 
         Args:
             root: token of the root.
@@ -89,11 +95,12 @@ class TokenTree:
             limit: most drafted nodes.
             odds: for each path the chance that it is accepted as far as each of its tokens; a shared node has the best.
         """
-        tokens, parents, chances = [root], [-1], [1.0]
+        tokens, parents, chances, counts = [root], [-1], [1.0], [0]
         child: dict[tuple[int, int], int] = {}
         known: Iterable[Sequence[float] | None] = itertools.repeat(None) if odds is None else odds
         for path, chance in zip(paths, known, strict=False):
             node = 0
+            counts[0] += 1
             for i, token in enumerate(path):
                 if (node, token) not in child:
                     if limit is not None and len(tokens) > limit:
@@ -102,11 +109,14 @@ class TokenTree:
                     tokens.append(token)
                     parents.append(node)
                     chances.append(0.0)
+                    counts.append(0)
                 node = child[node, token]
+                counts[node] += 1
                 if chance is not None:
                     chances[node] = max(chances[node], chance[i])
         guesses = None if odds is None else np.array(chances)
-        return cls(np.array(tokens, np.int64), np.array(parents, np.int64), odds=guesses)
+        seen = np.array(counts, np.int64)
+        return cls(np.array(tokens, np.int64), np.array(parents, np.int64), odds=guesses, counts=seen)
 
     def __len__(self) -> int:
         """Positions to score: drafted nodes and the root."""
@@ -137,10 +147,11 @@ class TokenTree:
 
     @cached_property
     def children(self) -> list[list[int]]:
-        """Child indices of every node, in draft order, with multiplicity."""
+        """Indices of the children of every node that may be accepted, in draft order, with multiplicity."""
         lists: list[list[int]] = [[] for _ in self.tokens]
         for node in range(1, len(self.tokens)):
-            lists[self.parents[node]].append(node)
+            if self.probe is None or not self.probe[node]:
+                lists[self.parents[node]].append(node)
         return lists
 
     @cached_property
@@ -174,8 +185,8 @@ class TokenTree:
         renumber = np.full(len(self.tokens) + 1, -1)
         renumber[keep] = np.arange(len(keep))
         draws = Draws(self.draws.logq, self.draws.row[keep]) if self.draws is not None else None
-        odds = self.odds[keep] if self.odds is not None else None
-        return TokenTree(self.tokens[keep], renumber[self.parents[keep]], draws, odds)
+        odds, counts, probe = (None if of is None else of[keep] for of in (self.odds, self.counts, self.probe))
+        return TokenTree(self.tokens[keep], renumber[self.parents[keep]], draws, odds, counts=counts, probe=probe)
 
 
 def ancestor_matrix(parents: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,23 @@ def test_merged_paths_share_prefixes_and_keep_their_order(paths: list[list[int]]
         assert found == prefixes
     else:
         assert tree.drafted == min(limit, len(prefixes))
+
+
+@given(trees(), st.integers(0, 12))
+def test_probes_are_nobodys_children_and_stay_so_when_a_tree_is_limited(tree: TokenTree, nodes: int) -> None:
+    probe = np.arange(len(tree)) % 3 == 1
+    marked = replace(tree, probe=probe)
+    for node in range(len(tree)):
+        assert marked.children[node] == [child for child in tree.children[node] if not probe[child]]
+        assert not probe[marked.chain_below(node)].any()
+    assert (marked.depth == tree.depth).all()
+    assert marked.limit(nodes, 12).probe.tolist() == probe[: nodes + 1].tolist()
+
+
+def test_merged_paths_are_counted() -> None:
+    tree = TokenTree.merge(7, [[1, 2], [1, 3], [1, 2], [4], []], limit=3)
+    assert tree.tokens.tolist() == [7, 1, 2, 3]
+    assert tree.counts.tolist() == [5, 3, 2, 1]
 
 
 @st.composite

@@ -12,15 +12,16 @@ n-grams from a pool of those that begin with the root's token:
 Every column is now an n-gram of N tokens, `(a_i, b_i, c_i, z_i)`: it goes into the pool under its first token, where
 the G last used stay. Then all rows move up, the new row comes last, row 0 loses its first column to the root. N-grams
 drafted from the pool come first in the tree, equal paths are one node; a window cell that happens to be right is
-accepted like any other drafted token. At first the window holds random tokens of the text, and its columns are
-collected once all rows are iterates (the paper fills row after row, to the same effect). An end token in the window
-is replaced by a token of the text, so that the iteration goes on.
+accepted like any other drafted token. In the paper it is not: with `accept_window=false` cells are probes, nodes of
+their own that are scored and never accepted, so that without guesses a step emits one token. At first the window holds
+random tokens of the text, and its columns are collected once all rows are iterates (the paper fills row after row, to
+the same effect). An end token in the window is replaced by a token of the text, so that the iteration goes on.
 
 New rows are the best tokens of the policy, also where text is sampled: an n-gram is used again at other positions,
 whose noise differs.
 
-A step scores `(N - 1) W - 1 + G (N - 1)` tokens. Where its budget holds fewer, half of it is the window's, in whole
-columns.
+A step scores `(N - 1) W - 1 + G (N - 1)` tokens: 55 with W = 7, N = 5 and G = 7, as published for models of 7 billion
+parameters. Where its budget holds fewer, half of it is the window's, in whole columns.
 
 Paper: Fu et al., "Break the Sequential Dependency of LLM Inference Using Lookahead Decoding", 2024.
 """
@@ -34,6 +35,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from paceline.budgets import check_budget, check_budgets
 from paceline.drafters.base import Drafter, Outcome
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -68,22 +70,25 @@ class Pool:
 
 
 class Trie:
-    """A tree in the making: equal paths are one node."""
+    """A tree in the making: equal paths are one node, or two, if one is to be accepted and the other a probe."""
 
     def __init__(self, root: int) -> None:
-        self.tokens, self.parents = [root], [-1]
-        self._child: dict[tuple[int, int], int] = {}
+        self.tokens, self.parents, self.probes = [root], [-1], [False]
+        self._child: dict[tuple[int, int, bool], int] = {}
 
-    def add(self, parent: int, token: int) -> int:
+    def add(self, parent: int, token: int, probe: bool = False) -> int:
         """The child of a node that carries a token."""
-        if (parent, token) not in self._child:
-            self._child[parent, token] = len(self.tokens)
+        key = parent, token, probe
+        if key not in self._child:
+            self._child[key] = len(self.tokens)
             self.tokens.append(token)
             self.parents.append(parent)
-        return self._child[parent, token]
+            self.probes.append(probe)
+        return self._child[key]
 
     def tree(self) -> TokenTree:
-        return TokenTree(np.array(self.tokens, np.int64), np.array(self.parents, np.int64))
+        probe = np.array(self.probes) if any(self.probes) else None
+        return TokenTree(np.array(self.tokens, np.int64), np.array(self.parents, np.int64), probe=probe)
 
 
 @dataclass
@@ -123,6 +128,7 @@ class Lookahead(Drafter):
         pool_from_prompt: collect the n-grams of the prompt and of the text too.
         nodes: most tokens scored in a step; by default three times as many as ride along with the target's pass, since
             a window needs room.
+        accept_window: a window cell that is right is accepted; false, as in the paper: only guesses are.
     """
 
     window: int = 7
@@ -130,6 +136,7 @@ class Lookahead(Drafter):
     guesses: int = 7
     pool_from_prompt: bool = True
     nodes: int | None = None
+    accept_window: bool = True
     shape: str = field(init=False, repr=False, default="tree")
 
     def __post_init__(self) -> None:
@@ -142,6 +149,9 @@ class Lookahead(Drafter):
         self._most = self.nodes or 1
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("lookahead", self, target, "nodes")
+        cells = (self.ngram - 1) * self.window
+        check_budget(f"lookahead(window={self.window}, ngram={self.ngram})", cells, target)
         self._most = self.nodes or 3 * target.spare
 
     def begin(self, sequence: Sequence) -> None:
@@ -192,11 +202,11 @@ class Lookahead(Drafter):
 
     def _add_window(self, trie: Trie, grid: np.ndarray) -> list[int]:
         """Nodes of the last row."""
-        chain, last = 0, []
+        chain, last, probe = 0, [], not self.accept_window
         for i, column in enumerate(grid.T.tolist()):
-            chain = node = trie.add(chain, column[0]) if i else 0
+            chain = node = trie.add(chain, column[0], probe) if i else 0
             for token in column[1:]:
-                node = trie.add(node, token)
+                node = trie.add(node, token, probe)
             last.append(node)
         return last
 

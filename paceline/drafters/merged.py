@@ -86,11 +86,13 @@ def side_by_side(first: TokenTree, second: TokenTree) -> TokenTree:
         return fuse(first, second, range(1, len(second)), second.drafted)
     parents = np.where(second.parents[1:] > 0, second.parents[1:] + first.drafted, 0)
     odds = None if first.odds is None or second.odds is None else np.concatenate([first.odds, second.odds[1:]])
+    probe = None if first.probe is None else np.pad(first.probe, (0, second.drafted))
     return TokenTree(
         np.concatenate([first.tokens, second.tokens[1:]]),
         np.concatenate([first.parents, parents]),
         _joined(first.draws, second.draws, len(first)),
         odds,
+        probe=probe,
     )
 
 

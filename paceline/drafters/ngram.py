@@ -195,10 +195,13 @@ class NGram(SequenceDrafter):
         limit, free = min(nodes, depth, self.length), self._spare if self.free is None else self.free
         paths: list[list[int]] = []
         odds: list[list[float]] = []
+        again: list[list[int]] = []  # what further places have in common with a path: it counts for that
         chance = 1.0  # that none of the candidates so far is right
         for agreed, place in self._ranked(notes.index) if limit else ():
             path, chances = self._copy(notes, agreed, place, limit, chance, free)
-            if any(earlier[: len(path)] == path for earlier in paths):
+            shared = max((_shared(path, earlier) for earlier in paths), default=-1)
+            if shared == len(path) or len(paths) == self.candidates:
+                again.append(path[:shared])
                 continue
             if not paths:
                 notes.agreed, notes.length = agreed, len(path)
@@ -206,9 +209,10 @@ class NGram(SequenceDrafter):
             odds.append(chances)
             chance *= 1 - notes.odds(agreed)
             free = max(0, free - len(path))
-            if len(paths) == self.candidates:
+            if self.candidates == 1:
                 break
-        return TokenTree.merge(sequence.tokens[-1], paths, nodes, odds)
+        odds += [[0.0] * len(path) for path in again]
+        return TokenTree.merge(sequence.tokens[-1], paths + again, nodes, odds)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         for outcome in outcomes:
@@ -244,3 +248,9 @@ class NGram(SequenceDrafter):
             path.append(text[at] if at < len(text) else path[at - len(text)])
             chances.append(chance)
         return path, chances
+
+
+def _shared(path: list[int], other: list[int]) -> int:
+    """How many tokens two paths have in common."""
+    differing = (i for i, (a, b) in enumerate(zip(path, other, strict=False)) if a != b)
+    return next(differing, min(len(path), len(other)))

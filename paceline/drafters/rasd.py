@@ -5,7 +5,9 @@ So the draft model grows its tree, a retriever copies, and both are fused:
 
 1. Pruning, by the draft's own law q after the root: a retrieved branch stays if its first token is among the `top`
    most likely ones; branches are ranked by `q(first token) * number of retrieved continuations in them`, and the
-   best `nodes` nodes are kept. (The paper's exact rule and constants are not confirmed.)
+   best `nodes` nodes are kept. A continuation that was found five times counts five times, where the retriever says
+   so (`TokenTree.counts`: `ngram`, `rest`), else its tree's paths are counted. (The paper's exact rule and constants
+   are not confirmed.)
 2. Fusion, by longest matching prefix: a retrieved path follows the nodes of the tree while their tokens agree; the rest
    of it hangs under the last one.
 
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.ensemble import Budget, Ensemble, built
 from paceline.errors import BadRequest
@@ -84,6 +87,7 @@ class RASD(Ensemble):
         self.members = (draft, retrieve)
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("rasd", self, target, "nodes")
         super().attach(target)
         self._spare, self._vocabulary = target.spare, target.vocab_size
 
@@ -127,10 +131,13 @@ def prune(retrieved: TokenTree, law: torch.Tensor | None, top: int) -> list[int]
     ranked: list[tuple[float, list[int]]] = []
     for first in retrieved.children[0]:
         branch = np.flatnonzero(retrieved.ancestors[:, first]).tolist()
-        ends = sum(not retrieved.children[node] for node in branch)
+        if retrieved.counts is None:
+            found = sum(not retrieved.children[node] for node in branch)
+        else:
+            found = int(retrieved.counts[first])
         chance = 1.0 if likely is None else likely.get(int(retrieved.tokens[first]), 0.0)
         if chance > 0:
-            ranked.append((chance * ends, branch))
+            ranked.append((chance * found, branch))
     ranked.sort(key=lambda item: -item[0])
     return [node for _, branch in ranked for node in branch]
 
@@ -141,14 +148,16 @@ def fuse(tree: TokenTree, retrieved: TokenTree, order: Seq[int], most: int) -> T
     Args:
         tree: keeps its nodes, their numbers and laws.
         retrieved: a tree under the same root.
-        order: nodes of it, parents before children, the most valuable first.
+        order: nodes of it, parents before children, the most valuable first; probes are left out.
         most: new nodes at most.
     """
-    child = {(int(tree.parents[node]), int(tree.tokens[node])): node for node in range(len(tree) - 1, 0, -1)}
+    child = {
+        (above, int(tree.tokens[node])): node for above, below in enumerate(tree.children) for node in reversed(below)
+    }
     tokens, parents, place = tree.tokens.tolist(), tree.parents.tolist(), {0: 0}
     for node in order:
         above, token = place.get(int(retrieved.parents[node])), int(retrieved.tokens[node])
-        if above is None:
+        if above is None or (retrieved.probe is not None and retrieved.probe[node]):
             continue
         if (above, token) not in child:
             if len(tokens) - len(tree) == most:
@@ -161,7 +170,8 @@ def fuse(tree: TokenTree, retrieved: TokenTree, order: Seq[int], most: int) -> T
     if not new:
         return tree
     draws = None if tree.draws is None else Draws(tree.draws.logq, np.pad(tree.draws.row, (0, new), constant_values=-1))
-    return TokenTree(np.array(tokens), np.array(parents), draws, _odds(tree, retrieved, place, parents))
+    probe = None if tree.probe is None else np.pad(tree.probe, (0, new))
+    return TokenTree(np.array(tokens), np.array(parents), draws, _odds(tree, retrieved, place, parents), probe=probe)
 
 
 def _odds(tree: TokenTree, retrieved: TokenTree, place: dict[int, int], parents: Seq[int]) -> np.ndarray | None:

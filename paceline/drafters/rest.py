@@ -186,6 +186,7 @@ class Rest(SequenceDrafter):
             np.concatenate([[root], trie.tokens[order]]),
             np.concatenate([[-1], place[trie.parents[order]]]),
             odds=np.concatenate([[1.0], odds[order]]),
+            counts=np.concatenate([[trie.counts[trie.depths == 1].sum()], trie.counts[order]]),
         )
 
 

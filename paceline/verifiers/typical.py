@@ -82,8 +82,8 @@ def best_path(tree: TokenTree, acceptable: np.ndarray, scores: np.ndarray) -> in
         acceptable, scores: `[N]` bool and float, of the drafted nodes.
     """
     reached, total = {0: 0}, {0: 0.0}
-    for node in range(1, len(tree)):
-        parent = int(tree.parents[node])
-        if parent in reached and acceptable[node - 1]:
-            reached[node], total[node] = reached[parent] + 1, total[parent] + float(scores[node - 1])
+    for parent, children in enumerate(tree.children):
+        for node in children if parent in reached else ():
+            if acceptable[node - 1]:
+                reached[node], total[node] = reached[parent] + 1, total[parent] + float(scores[node - 1])
     return max(reached, key=lambda node: (reached[node], total[node], -node))

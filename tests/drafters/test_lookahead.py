@@ -161,6 +161,50 @@ def test_candidates_and_root_do_not_see_the_window() -> None:
     torch.testing.assert_close(*logits)
 
 
+# -- the window as probes -------------------------------------------------------------------------------------
+
+
+def test_cells_that_are_probes_are_no_part_of_a_candidate() -> None:
+    drafter = Lookahead(window=3, ngram=3, guesses=2, nodes=99, accept_window=False)
+    sequence = begun(drafter, [1, 2, 3, 4, 1])
+    sequence.drafts.grid = np.array([[0, 2, 9], [2, 8, 7]])  # row 0 begins like the n-gram from the text
+    tree = draft(drafter, sequence)
+    assert tree.probe is not None
+    reached = [node for node in range(1, len(tree)) if not tree.probe[tree.path(node)].any()]
+    assert tree.tokens[reached].tolist() == [2, 3]
+    assert tree.children == [[1], [2], *[[] for _ in range(len(tree) - 2)]]
+    assert tree.tokens[sequence.drafts.last].tolist() == [2, 8, 7]
+    assert [tree.tokens[tree.path(node)].tolist() for node in sequence.drafts.last] == [[1, 2], [1, 2, 8], [1, 2, 9, 7]]
+    assert tree.probe[sequence.drafts.last].all(), "a cell that a candidate has too is scored on its own"
+    cut = tree.limit(4, 9)
+    assert cut.probe.tolist() == tree.probe[:5].tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_without_guesses_a_step_emits_one_token(temperature: float) -> None:
+    """Whatever the window says; otherwise a cell that is right is accepted."""
+    engine = engine_of(llama(), nodes=60)
+    options: dict[str, Any] = {"max_new_tokens": 60, "ignore_eos": True, "temperature": temperature, "seed": 2}
+    texts, passes = [engine.generate(PROMPTS[0], drafter="none", **options).tokens], []
+    for accept in (False, True):
+        drafter = Lookahead(window=5, ngram=4, guesses=0, nodes=60, accept_window=accept)
+        found = engine.generate(PROMPTS[0], drafter=drafter, **options)
+        assert found.stats.drafted > 100, "the window is scored"
+        texts.append(found.tokens)
+        passes.append(found.stats.forward_passes)
+    assert texts[0] == texts[1] == texts[2]
+    assert passes[0] == 60 > passes[1]
+
+
+def test_guesses_are_accepted_beside_probes() -> None:
+    engine = engine_of(llama(), nodes=60)
+    found = engine.generate(
+        PROMPTS[0], max_new_tokens=40, drafter="lookahead(window=3, ngram=4, accept_window=false, nodes=60)"
+    )
+    assert found.tokens == greedy(40)[0]
+    assert found.stats.accepted > 0
+
+
 # -- knobs and texts ------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from exact.cases import DRAFT, PROMPT, VOCABULARY, engine_of
 from paceline import Engine, registry
 from paceline.drafters.base import Drafter, SequenceDrafter
 from paceline.drafters.draft import DraftModel
+from paceline.drafters.ngram import NGram
 from paceline.drafters.rasd import RASD, fuse, prune
 from paceline.errors import BadRequest
 from paceline.policies.base import Pipeline
@@ -85,6 +87,37 @@ def test_unlikely_branches_are_pruned_and_likely_ones_with_many_continuations_co
     law = torch.tensor([0.02, 0.5, 0.4, 0.08]).log()
     order = prune(copies, law, 2)
     assert [int(copies.tokens[node]) for node in order] == [2, 4, 5, 1, 4]
+
+
+def test_a_continuation_found_five_times_counts_five_times() -> None:
+    often, seldom = [[1, 4]], [[2, 4], [2, 5], [2, 6]]
+    law = torch.tensor([0.02, 0.4, 0.5, 0.08]).log()
+    for times, first in ((1, 2), (3, 2), (5, 1)):
+        order = prune(copies := tree_of([*seldom, *often * times]), law, 2)
+        assert int(copies.tokens[order[0]]) == first, times
+    uncounted = replace(tree_of([*seldom, *often * 5]), counts=None)
+    assert int(uncounted.tokens[prune(uncounted, law, 2)[0]]) == 2
+
+
+def test_retrievers_count_the_places_they_found() -> None:
+    text = [1, 2, 30, 9, 1, 2, 30, 8, 1, 2, 30, 8, 1, 2, 40, 7, 1, 2]
+    drafter = NGram(candidates=2, length=2, confidence=0)
+    sequence: Any = SimpleNamespace(tokens=text, drafts=None)
+    drafter.begin(sequence)
+    tree = drafter.draft(sequence, 9, 9)
+    assert tree.tokens.tolist() == [2, 40, 7, 30, 8]
+    assert tree.counts is not None
+    assert tree.counts.tolist() == [4, 1, 1, 3, 2]
+    assert tree.limit(3, 9).counts.tolist() == [4, 1, 1, 3]
+
+
+def test_probes_stay_probes_and_are_not_copied() -> None:
+    probe = np.array([False, True, False])
+    own = TokenTree(np.array([0, 1, 2]), np.array([-1, 0, 0]), probe=probe)
+    fused = fuse(own, tree_of([[1, 5]]), [1, 2], 9)
+    assert fused.tokens.tolist() == [0, 1, 2, 1, 5]
+    assert fused.probe.tolist() == [False, True, False, False, False]
+    assert fuse(tree_of([[3]]), own, [1, 2], 9).tokens.tolist() == [0, 3, 2]
 
 
 def test_twins_are_followed_not_repeated() -> None:
