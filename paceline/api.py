@@ -11,6 +11,7 @@ from typing import Any, overload
 from weakref import WeakValueDictionary
 
 from paceline import prompts, registry
+from paceline.budgets import check_budget
 from paceline.chance import SeededChance
 from paceline.decoders import TreeDecoder
 from paceline.drafters.base import Drafter
@@ -50,13 +51,14 @@ class Engine:
             tokenizer: turns strings into ids and back; without one, prompts are ids and texts are empty.
             drafter, verifier: spec strings or instances, used where a request does not choose.
             max_rows: most sequences decoded at once.
-            nodes: most drafted tokens a step and sequence; by default 6 `model.spare` + 1, which only
-                drafters that know what a pass costs make use of.
+            nodes: most drafted tokens a step and sequence, at most as many as the model's context has; by default
+                6 `model.spare` + 1, which only drafters that know what a pass costs make use of.
         """
         if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
             raise BadRequest(f"max_rows: {max_rows!r} is not allowed; an integer of at least 1 is needed")
         if nodes is not None and (isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 0):
             raise BadRequest(f"nodes: {nodes!r} is not allowed; an integer of at least 0 is needed")
+        check_budget(f"nodes: {nodes}", nodes, model)
         self.model, self.tokenizer = model, tokenizer
         if tokenizer is not None:
             model.tokenizer = tokenizer

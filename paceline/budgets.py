@@ -6,8 +6,8 @@ from typing import Any
 
 from paceline.errors import BadRequest
 
-#: A budget that is never refused: defaults suit larger models too, and near the end of any text they are cut anyway.
-ALWAYS = 64
+#: A budget that is never refused: published trees and defaults are smaller, and cut near the end of any text anyway.
+ALWAYS = 100
 
 
 def check_budget(what: str, tokens: int | None, model: Any) -> None:
@@ -18,7 +18,7 @@ def check_budget(what: str, tokens: int | None, model: Any) -> None:
         tokens: the budget; `None`: none was given.
         model: what scores the draft.
     """
-    if tokens is not None and tokens > max(model.context, ALWAYS):
+    if tokens is not None and tokens > ALWAYS and tokens > model.context:
         raise BadRequest(
             f"{what}: too many to draft; the context of {model.name} is {model.context} tokens, at most as many fit"
         )

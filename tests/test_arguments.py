@@ -10,6 +10,7 @@ import torch
 
 from paceline import Engine
 from paceline.errors import BadRequest
+from paceline.testing import TabularModel, random_table
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +140,59 @@ def test_settings_of_the_wrong_type(engine: Engine, sampling: Any) -> None:
 def test_loading(name: str, value: Any) -> None:
     with pytest.raises(BadRequest, match=f"^{name}: "):
         Engine.load("pocket-code", **{name: value})
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "ngram(length={})",
+        "recycling(nodes={})",
+        "lookahead(nodes={})",
+        "jacobi(block={})",
+        "sjd(block={})",
+        "lexical(pads={})",
+        "copyspec(copy={})",
+        "draft(length={})",
+        "draft(tree=dyspec, length={})",
+        "draft(tree=dyspec, budget={})",
+        "rapid(length={})",
+        "easyspec(length={})",
+        "pearl(length={})",
+        "rasd(nodes={})",
+        "early_exit(length={})",
+        "del(length={})",
+        "swift(length={})",
+        "quantised(length={})",
+        "turns(ngram, recycling(nodes={}))",
+    ],
+)
+def test_a_draft_larger_than_the_context_is_refused(engine: Engine, spec: str) -> None:
+    """The message names both numbers; what fits is allowed, though it is cut near the end of a text."""
+    most = engine.model.context
+    for tokens in (most + 1, 10**9):
+        with pytest.raises(BadRequest, match=rf"={tokens}\): too many to draft; the context of .* is {most} tokens"):
+            engine.request("x", drafter=spec.format(tokens))
+    engine.request("x", drafter=spec.format(most))
+
+
+def test_a_window_larger_than_the_context_is_refused(engine: Engine) -> None:
+    with pytest.raises(BadRequest, match=r"lookahead\(window=1000, ngram=5\): too many to draft"):
+        engine.request("x", drafter="lookahead(window=1000)")
+    engine.request("x", drafter="lookahead(window=200)")
+
+
+def test_more_nodes_than_the_context_are_refused(engine: Engine) -> None:
+    most = engine.model.context
+    for nodes in (most + 1, 10**9):
+        with pytest.raises(BadRequest, match=f"^nodes: {nodes}: too many to draft; .* is {most} tokens"):
+            Engine(engine.model, engine.tokenizer, nodes=nodes)
+    assert Engine(engine.model, engine.tokenizer, drafter="none", nodes=most).decoder.nodes == most
+
+
+def test_defaults_suit_models_of_a_short_context() -> None:
+    model = TabularModel(random_table(8), 8, context=12)
+    for spec in ("ngram", "recycling", "lookahead", "jacobi", "auto(draft=none)", "copyspec"):
+        assert Engine(model, drafter=spec).generate([1, 2], max_new_tokens=20).finish_reason == "length"
 
 
 @pytest.mark.parametrize("model", [5, None, [], object()])

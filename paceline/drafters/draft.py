@@ -30,6 +30,7 @@ import numpy as np
 import torch
 
 from paceline import registry
+from paceline.budgets import check_budgets
 from paceline.caches import Row
 from paceline.drafters.base import Outcome
 from paceline.drafters.chain import CHAIN_LAWS, ChainModel, Run
@@ -124,6 +125,7 @@ class DraftModel(ChainModel):
         self.shape, self.drafts = self._tree.shape, self._tree.laws
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets(self.name, self, target, "length", "budget")
         super().attach(target)
         self._least = _worthwhile(self._model, target) if self.confidence is None else self.confidence
         if self._tree is not None:

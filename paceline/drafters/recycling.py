@@ -24,6 +24,7 @@ from math import prod
 import numpy as np
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Drafter, Outcome
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -123,6 +124,7 @@ class Recycling(Drafter):
         self.table = np.empty((0, self.top), np.int32)
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("recycling", self, target, "nodes")
         # The last row stands for the unknown token -1, whose successors are unknown too.
         rows = target.vocab_size + 1
         if len(self.table) not in (0, rows):
