@@ -10,8 +10,10 @@ and the next draft exits at the layer l and has the length d that bring the most
 
     TPL(l, d) = (1 - alpha_l^(d + 1)) / (1 - alpha_l) / (d l + L)
 
-with numerator d + 1 at alpha_l = 1. d = 0, no draft, is one of the choices. Besides, a draft ends with the first token
-whose probability is below a threshold: halfway between the mean probabilities of accepted and of refused tokens.
+with numerator d + 1 at alpha_l = 1. d = 0, no draft, is one of the choices. Layer L is not among the exits: greedily
+it says what is chosen, so alpha_L = 1 and TPL(L, d) = 1 / L for all d, which is that of d = 0. Besides, a draft ends
+with the first token whose probability is below a threshold: halfway between the mean probabilities of accepted and of
+refused tokens.
 
 The sums belong to the text; its mean probabilities are weighted down by w as well. To read out a layer costs a product
 with the head's matrix, so only some layers, evenly spread, are followed. w and the form of the threshold are not fixed
@@ -28,6 +30,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Outcome
 from paceline.drafters.selfdraft import SelfDraft, check_knobs
 from paceline.errors import BadRequest
@@ -114,6 +117,7 @@ class Del(SelfDraft):
 
     def prepare(self, target: CausalModel) -> CausalModel:
         require_views(target, "drafter 'del'")
+        check_budgets("del", self, target, "length")
         layers = target.num_layers
         first = max(1, layers // 2) if self.layer is None else self.layer
         if not 1 <= first < layers:

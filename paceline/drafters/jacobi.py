@@ -29,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Drafter, Outcome
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
@@ -100,6 +101,7 @@ class Jacobi(Iterated):
         self._spare, self._vocabulary = 1, 1
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets(type(self).__name__.lower(), self, target, "block")
         self._spare, self._vocabulary = target.spare, target.vocab_size
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:

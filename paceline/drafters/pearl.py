@@ -10,8 +10,9 @@ be accepted. When the pass is judged,
 - otherwise the late draft is forgotten, and the next pass of the target scores the text alone, while the draft model
   writes `length` tokens behind it, of which the first is compared with what the target chooses ("pre-verify").
 
-So a round takes the longer of `length` draft passes and one target pass. How the late draft's first token x, drawn from
-q, meets the target's choice, which has the law p:
+So a round takes the longer of `length` draft passes and one target pass. By default `length` is where both take equally
+long, `length t_D = t_T(length)`; the times are measured when the models are attached. How the late draft's first token
+x, drawn from q, meets the target's choice, which has the law p:
 
 - greedy or coupled: it is compared with it; with shared noise they agree as often as submitted tokens would;
 - under a verifier that draws: it is tried before the bonus token is drawn, with a coin of its own, accepted with
@@ -35,17 +36,26 @@ from typing import Any
 
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.caches import Row
 from paceline.chance import Chance
 from paceline.drafters.chain import CHAIN_LAWS, ChainModel, Run
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
+from paceline.models.costs import PassCosts
 from paceline.registry import Guarantee, method
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
 
 #: Name of the drafting threads.
 THREAD = "paceline-pearl"
+#: Default lengths: a late draft's first token is compared alone, and passes over more rows are not measured.
+LENGTHS = range(2, 33)
+
+
+def balanced(target: PassCosts, draft: PassCosts) -> int:
+    """The length at which as many passes of the draft take as long as one of the target over so many rows."""
+    return min(LENGTHS, key=lambda length: abs(length * draft(1) - target(length)))
 
 
 @dataclass(eq=False)
@@ -108,23 +118,26 @@ class Pearl(ChainModel):
 
     Attributes:
         model, dtype, fast: as for every `SecondModel`; not the target itself, since both run at a time.
-        length: tokens drafted during a pass of the target, best its time over a draft pass's; by default as many as
-            ride along with the target's pass.
+        length: tokens drafted during a pass of the target; by default as many as a pass of the draft fits into one of
+            the target, from 2 to 32, which may differ from run to run by what the machine was doing.
         threads: draft in a thread; otherwise the same, one after the other.
     """
 
     name = "pearl"
     drafts = CHAIN_LAWS
     threads: bool = True
+    _most: int = field(init=False, repr=False, default=1)
     _thread: threading.Thread | None = field(init=False, repr=False, default=None)
     _late: list[tuple[Ahead, Run]] = field(init=False, repr=False, default_factory=list)
     _error: Exception | None = field(init=False, repr=False, default=None)
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("pearl", self, target, "length")
         super().attach(target)
         module = getattr(target, "module", None)
         if self._model is target or (module is not None and self._model.module is module):
             raise BadRequest(f"pearl(model={target.name}): that is the target; both run at a time and cannot be one")
+        self._most = self.length or balanced(target.costs, self._model.costs)
 
     def begin(self, sequence: Sequence) -> None:
         self._wait()
@@ -178,7 +191,7 @@ class Pearl(ChainModel):
         ahead: Ahead = sequence.drafts
         text, count = sequence.tokens + ahead.tokens, len(ahead.tokens)
         # The first token of it can only be compared: a lone one is of no use.
-        limit = min(self.length or self._spare, depth - count, self.room(sequence) - count)
+        limit = min(self._most, depth - count, self.room(sequence) - count)
         state = ahead.states[-1] if ahead.states else sequence.state
         limit = 0 if ahead.over or limit < 2 else limit
         run = Run(sequence, ahead.row, limit, state, self.readable(text[ahead.row.trunk :]), ahead=count)

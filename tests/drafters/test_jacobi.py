@@ -51,6 +51,21 @@ def test_a_pass_solves_for_at_least_one_token(temperature: float) -> None:
         assert result.stats.forward_passes <= 30
 
 
+@pytest.mark.parametrize("init", ["text", "random", "repeat"])
+@pytest.mark.parametrize("block", [1, 2, 4, 8])
+def test_after_k_passes_at_least_k_tokens_are_greedy(block: int, init: str) -> None:
+    """So a block of n tokens never takes more than n passes."""
+    for seed in range(3):
+        model = TabularModel(random_table(VOCABULARY, seed=seed), VOCABULARY, context=64)
+        engine = Engine(model, drafter=Jacobi(block=block, init=init))
+        plain = engine.generate([1, 2, 3], max_new_tokens=24, drafter="none").tokens
+        sequence = start(engine, [1, 2, 3], max_new_tokens=24)
+        for passes in range(1, 25):
+            engine.decoder.step()
+            assert sequence.generated >= min(passes, 24)
+            assert sequence.tokens[3:] == plain[: sequence.generated]
+
+
 def test_a_solution_is_committed_in_one_pass() -> None:
     """Guesses that are the text already: all of them and one more are kept."""
     model = TabularModel(random_table(VOCABULARY, seed=3), VOCABULARY)

@@ -16,10 +16,12 @@ from exact.cases import engine_of as tabular
 
 from paceline import Engine, registry
 from paceline.drafters.draft import DraftModel
-from paceline.drafters.pearl import THREAD, Pearl
+from paceline.drafters.pearl import THREAD, Pearl, balanced
 from paceline.drafters.turns import Turns
 from paceline.errors import BadRequest
 from paceline.evaluation.acceptance import coupled
+from paceline.models.costs import PassCosts
+from paceline.models.loading import load_model
 from paceline.testing import TabularModel, autoregressive, decoded, distance, random_table
 from paceline.testing.laws import Decoded
 from paceline.testing.running import finish, submit
@@ -280,6 +282,32 @@ def test_its_cache_equals_a_fresh_pass() -> None:
             )
             compared += len(ahead.tokens) > 0
     assert compared > 10
+
+
+# -- the length -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "length"),
+    [
+        ({1: 8.0, 32: 8.0}, 1.0, 8),  # t_T / t_D
+        ({1: 8.0, 32: 8.0}, 1.5, 5),
+        ({1: 6.0, 11: 11.0, 32: 21.5}, 1.0, 11),  # a pass over more rows takes longer, and leaves time for more
+        ({1: 1.0, 32: 1.0}, 1.0, 2),
+        ({1: 900.0, 32: 900.0}, 1.0, 32),
+    ],
+)
+def test_both_sides_finish_together(target: dict[int, float], draft: float, length: int) -> None:
+    assert balanced(PassCosts(target), PassCosts({1: draft, 2: draft})) == length
+
+
+def test_the_default_length_is_measured_and_a_given_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paceline.models.causal.measure", lambda model: PassCosts({1: model.num_layers, 2: 4.0}))
+    target, draft = load_model(MODULE, fast=False), load_model(llama(layers=1), fast=False)
+    for given, length in ((None, balanced(target.costs, draft.costs)), (7, 7)):
+        drafter = Pearl(draft, length=given, fast=False)
+        drafter.attach(target)
+        assert drafter._most == length
 
 
 # -- ends and failures ----------------------------------------------------------------------------------------

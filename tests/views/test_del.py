@@ -29,6 +29,30 @@ def test_a_layer_that_is_always_right_and_one_that_never_is() -> None:
     assert found[1].argmax() == 0
 
 
+def test_the_whole_model_as_its_own_draft_gains_nothing() -> None:
+    """The last layer says greedily what is chosen, so alpha_L = 1; all its lengths are equal, so it is no exit."""
+    layers, most = 5, 6
+    found = tokens_per_layer(np.array([1.0]), np.array([layers]), layers, most)[0]
+    np.testing.assert_allclose(found, 1 / layers)
+    drafter = Del(candidates=layers)
+    engine = engine_of("module", drafter)
+    assert drafter.taps == (1, 2, 3, 4)
+    sequence = start(engine, PROMPTS[2], max_new_tokens=12, ignore_eos=True)
+    seen: list[bool] = []
+    observe = drafter.observe
+
+    def watched(outcomes: Any) -> None:
+        for outcome in outcomes:
+            said = outcome.logits[outcome.path[: len(outcome.tokens)]].argmax(-1)
+            seen.extend((said == torch.tensor(outcome.tokens)).tolist())
+        observe(outcomes)
+
+    drafter.observe = watched  # type: ignore[method-assign]
+    while sequence.finish_reason is None:
+        engine.decoder.step()
+    assert seen == [True] * 12
+
+
 @pytest.mark.parametrize("path", PASSES)
 @pytest.mark.parametrize("knobs", [{}, {"threshold": False, "layer": 1, "memory": 1.0}, {"candidates": 2}])
 def test_text_equals_transformers(path: str, knobs: dict[str, Any]) -> None:
@@ -85,7 +109,7 @@ def test_the_threshold_lies_between_accepted_and_refused() -> None:
 
 
 def test_a_draft_is_at_most_as_long_as_asked_and_as_the_context() -> None:
-    for length, most in ((3, 3), (10**9, 192)):
+    for length, most in ((3, 3), (192, 192), (None, 5)):
         drafter = Del(length=length)
         engine = engine_of("module", drafter)
         sequence = start(engine, PROMPTS[0], max_new_tokens=20, ignore_eos=True)
@@ -112,6 +136,7 @@ def test_it_stops_drafting_where_nothing_helps() -> None:
         (lambda: Del(candidates=0), "candidates=0"),
         (lambda: Del(length=0), "del.length=0"),
         (lambda: engine_of("module", Del(layer=5)), "del.layer=5.*1 to 4 can draft"),
+        (lambda: engine_of("module", Del(length=10**9)), "del.length=1000000000.*192 tokens"),
     ],
 )
 def test_knobs_are_checked(make: Any, message: str) -> None:
