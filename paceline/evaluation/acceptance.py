@@ -15,8 +15,8 @@ What a lossless verifier can reach at most with drafts of law Q is an optimal tr
 
 For draws with and without replacement the best H is a prefix of the tokens sorted by q / p, descending. With
 replacement `Q(H) = q(H)^k`. Without, seen as a race of exponential clocks of rates q: all k drafts are in H if the
-k-th of H rings before the first outside it, `Q(H) = int_0^1 Pr(sum_{x in H} Bernoulli(1 - v^(q(x) / (1 - q(H)))) >=
-k) dv`.
+k-th of H rings before the first outside it, `Q(H) = int Pr(sum_{x in H} Bernoulli(1 - exp(-t q(x))) >= k) dF(t)`, F an
+exponential law of rate `1 - q(H)`.
 
 Papers: Hu et al., "Towards Optimal Multi-draft Speculative Decoding", 2025; Sun et al., "SpecTr", 2023; Chen et al.,
 "Sequoia", 2024. The integral is derived here.
@@ -24,8 +24,9 @@ Papers: Hu et al., "Towards Optimal Multi-draft Speculative Decoding", 2025; Sun
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,10 +36,8 @@ from paceline.verifiers.siblings import ROUNDING
 
 #: Largest linear programme, in variables; most cases of refused draws that are enumerated; cases sampled instead.
 PROGRAMME, ENUMERATED, SAMPLES = 20_000, 256, 64
-#: Nodes of the quadrature and how far they reach, prefixes tried, and the least mass outside a set that is resolved.
-NODES, REACH, PREFIXES, OUTSIDE = 72, 3.6, 24, 1e-18
-#: Share of the probability outside a set up to which a token inside it is neglected.
-FAINT = 1e-6
+#: Least mass outside a set that is resolved; step and beginning of the grid over log t; pairs computed at once.
+OUTSIDE, STEP, EARLIEST, CHUNK = 1e-18, 0.4, -12.0, 64
 
 
 def rejection(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
@@ -157,100 +156,88 @@ RATES: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
     "recursive": recursive,
     "optimal": optimal,
 }
-#: Which bound is above which verifier.
-BOUNDS = {"specinfer": "replacement", "spectr": "replacement", "recursive": "distinct"}
+#: Verifiers that do among siblings what another one does: what `sequoia` adds begins where q has no token left, and a
+#: block of one token is a token.
+SAME = {"sequoia": "recursive", "block": "rejection"}
+#: What the drafts of a verifier follow, hence the bound that is its own.
+BOUNDS = {
+    "rejection": "replacement",
+    "coupled": "distinct",
+    "specinfer": "replacement",
+    "spectr": "replacement",
+    "recursive": "distinct",
+    "optimal": "top",
+}
 
 
 def bound(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") -> torch.Tensor:
-    """`[n]` most that a lossless verifier can reach with k draws of q.
+    """`[n]` most that a lossless verifier can reach with k drafts of q.
 
     Args:
         p, q: `[n, V]` float64 laws.
-        k: number of draws.
-        law: `"replacement"` or `"distinct"` (without). For the latter, beyond `PREFIXES` tokens not every prefix is
-            tried, tokens up to `FAINT` are neglected, and sets outside of which next to nothing lies are left out; the
-            bound may then stand a little above the optimum, never below.
+        k: number of drafts.
+        law: `"replacement"`, `"distinct"` (without) or `"top"` (the k - 1 most likely tokens and a draw outside them).
+            Without replacement, sets are left out that leave less than `OUTSIDE` outside; the bound may then stand a
+            little above the optimum, never below.
     """
     if k < 1:
         raise BadRequest(f"bound(k={k}): an integer of at least 1 is needed")
+    if law == "top":
+        return optimal(p, q, k)
     order = (q / p.clamp_min(1e-300)).argsort(-1, descending=True)
     p, q = p.gather(-1, order), q.gather(-1, order)
     if law == "replacement" or (law == "distinct" and k == 1):
-        least = (p.cumsum(-1) - q.cumsum(-1).clamp(max=1) ** k).amin(-1)
+        inside = q.cumsum(-1).clamp(max=1) ** k
     elif law == "distinct":
-        least = torch.stack([_least_distinct(*pair, k) for pair in zip(p, q, strict=True)])
+        inside = torch.cat([inside_distinct(part, k) for part in q.split(CHUNK)])
     else:
-        raise BadRequest(f"bound(law={law!r}): 'replacement' or 'distinct' is needed")
-    return 1 + least.clamp(max=0)
+        raise BadRequest(f"bound(law={law!r}): 'replacement', 'distinct' or 'top' is needed")
+    return 1 + (p.cumsum(-1) - inside).amin(-1).clamp(max=0)
 
 
-def _least_distinct(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
-    """min of `p(H) - Q(H)` over prefixes, k draws without replacement: first at even steps of mass and of tokens, then
-    ever closer between the neighbours of the best one."""
-    inside, behind = p.cumsum(-1), torch.cat([q.flip(-1).cumsum(-1).flip(-1)[1:], q.new_zeros(1)])
-    mass, known = (p + q).cumsum(-1), dict[int, float]()
-    quantiles = torch.searchsorted(mass, torch.linspace(0, float(mass[-1]), PREFIXES, dtype=mass.dtype))
-    ends = torch.cat([quantiles.clamp(max=len(q) - 1), torch.linspace(0, len(q) - 1, PREFIXES).round().long()])
-    while True:
-        for end in ends.unique().tolist():
-            if end not in known:
-                known[end] = float(inside[end]) - inside_distinct(q[: end + 1], float(behind[end]), k)
-        tried = sorted(known)
-        at = tried.index(min(known, key=known.__getitem__))
-        low, high = tried[max(at - 1, 0)], tried[min(at + 1, len(tried) - 1)]
-        ends = torch.linspace(low, high, min(high - low + 1, PREFIXES)).round().long()
-        if all(end in known for end in ends.tolist()):
-            return p.new_tensor(known[tried[at]])
+def inside_distinct(q: torch.Tensor, k: int) -> torch.Tensor:
+    """`[n, V]` chances that all of k draws without replacement are among the first m tokens, for every m.
 
-
-def inside_distinct(q: torch.Tensor, outside: float, k: int) -> float:
-    """Chance that all of k draws without replacement lie in a set.
-
-    Too little by next to nothing where tokens are faint; 0 where the set leaves less than `OUTSIDE` outside.
+    Tokens ring at rates q. At time t each of the first m has rung with chance `1 - exp(-t q)`; how many have, up to k,
+    is carried from m to m + 1. The first outside rings at rate `1 - q(H)`: the integral over its time, on a grid of
+    log t, converges exponentially with the grid's step.
 
     Args:
-        q: `[m]` float64 probabilities of the set's tokens.
-        outside: probability of all others.
-        k: number of draws.
+        q: `[n, V]` float64 laws in the order of the sets.
+        k: number of draws, at least 2.
     """
-    if outside == 0:
-        return float(int((q > 0).sum()) >= k)
-    support = q[q > FAINT * outside]
-    if len(support) < k or outside < OUTSIDE:
-        return 0.0
-    logs, weights = _quadrature()
-    chances = -torch.expm1(logs[:, None] / outside * support)
-    return float((weights * _at_least(chances, k)).sum())
+    outside = torch.cat([q.flip(-1).cumsum(-1).flip(-1)[:, 1:], q.new_zeros(len(q), 1)], -1)
+    logs = torch.arange(EARLIEST, math.log(40 / OUTSIDE), STEP, dtype=q.dtype)
+    times = logs.exp()
+    counts = q.new_zeros(len(q), len(times), k)  # chances that 0 .. k - 1 have rung
+    counts[..., 0] = 1
+    found = torch.zeros_like(q)
+    for m in range(q.shape[-1]):
+        stays = (-times * q[:, m, None]).exp()[..., None]
+        rung = counts * (1 - stays)
+        counts *= stays
+        counts[..., 1:] += rung[..., :-1]
+        rate = outside[:, m, None] * times
+        found[:, m] = (STEP * rate * (-rate).exp() * (1 - counts.sum(-1)).clamp_min(0)).sum(-1)
+    sure = ((q > 0).cumsum(-1) >= k).to(q.dtype)
+    return torch.where(outside == 0, sure, torch.where(outside < OUTSIDE, 0.0, found)).clamp(max=1)
 
 
-@cache
-def _quadrature() -> tuple[torch.Tensor, torch.Tensor]:
-    """`log v` and weights of a double exponential rule on [0, 1]: the integrand may be steep at both ends."""
-    t = torch.linspace(-REACH, REACH, NODES, dtype=torch.float64)
-    x = torch.pi * t.sinh()
-    slope = torch.sigmoid(x) * torch.sigmoid(-x) * torch.pi * t.cosh()
-    return torch.nn.functional.logsigmoid(x), slope * (2 * REACH / (NODES - 1))
+@dataclass(frozen=True)
+class Transport:
+    """An optimal way to choose a token of law p when k drafts are known.
+
+    Attributes:
+        rate: chance that it is one of the drafts.
+        chosen: by tuple of drafts, `[V]` float64 joint probability of these drafts and the token; sums to the tuple's.
+    """
+
+    rate: float
+    chosen: dict[tuple[int, ...], torch.Tensor]
 
 
-def _at_least(chances: torch.Tensor, k: int) -> torch.Tensor:
-    """`[g]` probabilities that at least k of m independent coins, `[g, m]`, succeed."""
-    laws = torch.zeros(*chances.shape, k, dtype=chances.dtype)
-    laws[..., 0] = 1 - chances
-    if k > 1:
-        laws[..., 1] = chances
-    while laws.shape[1] > 1:
-        if laws.shape[1] % 2:
-            none = torch.zeros(len(laws), 1, k, dtype=laws.dtype)
-            none[..., 0] = 1
-            laws = torch.cat([laws, none], 1)
-        a, b = laws[:, ::2], laws[:, 1::2]
-        products = [torch.stack([a[..., i] * b[..., j - i] for i in range(j + 1)]).sum(0) for j in range(k)]
-        laws = torch.stack(products, -1)
-    return (1 - laws[:, 0].sum(-1)).clamp(0, 1)
-
-
-def programme(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") -> float:
-    """The optimal rate by linear programming over all k-tuples of drafts: an oracle for tiny vocabularies.
+def transport(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement") -> Transport:
+    """The optimum by linear programming over all k-tuples of drafts: an oracle for tiny vocabularies.
 
     Args:
         p, q: `[V]` float64 laws.
@@ -265,7 +252,7 @@ def programme(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement"
 
     size = len(q)
     if size ** (k + 1) > PROGRAMME:
-        raise BadRequest(f"programme: V={size}, k={k} need {size ** (k + 1)} variables; at most {PROGRAMME} are solved")
+        raise BadRequest(f"transport: V={size}, k={k} need {size ** (k + 1)} variables; at most {PROGRAMME} are solved")
     tuples = tuple_law(q, k, law)
     rows: list[int] = []
     columns: list[int] = []
@@ -279,7 +266,9 @@ def programme(p: torch.Tensor, q: torch.Tensor, k: int, law: str = "replacement"
             gains.append(-float(token in drafts))
     matrix = coo_matrix((np.ones(len(rows)), (rows, columns)), (len(tuples) + size - 1, len(gains)))
     sides = np.concatenate([list(tuples.values()), p.numpy()[:-1]])
-    return -float(linprog(gains, A_eq=matrix, b_eq=sides, method="highs").fun)
+    found = linprog(gains, A_eq=matrix, b_eq=sides, method="highs")
+    chosen = torch.from_numpy(found.x).clamp_min(0).view(len(tuples), size)
+    return Transport(-float(found.fun), dict(zip(tuples, chosen, strict=True)))
 
 
 def tuple_law(q: torch.Tensor, k: int, law: str) -> dict[tuple[int, ...], float]:

@@ -24,7 +24,7 @@ def test_the_example(name: str, rate: float) -> None:
 def test_the_examples_bounds() -> None:
     assert float(a.bound(P[None], Q[None], 2)) == pytest.approx(0.86, abs=1e-9)
     assert float(a.bound(P[None], Q[None], 2, "distinct")) == pytest.approx(0.98571, abs=1e-5)
-    assert a.programme(P, Q, 2, "top") == pytest.approx(0.9, abs=1e-9)
+    assert a.transport(P, Q, 2, "top").rate == pytest.approx(0.9, abs=1e-9)
 
 
 @pytest.mark.parametrize("law", ["replacement", "distinct"])
@@ -36,7 +36,7 @@ def test_programme_subsets_and_prefixes_agree(vocabulary: int, law: str) -> None
         inside = [sum(weight for t, weight in drafts.items() if set(t) <= h) for h in sets]
         subsets = 1 + min(float(p[list(h)].sum()) - share for h, share in zip(sets, inside, strict=True))
         assert float(a.bound(p[None], q[None], k, law)) == pytest.approx(subsets, abs=1e-7)
-        assert a.programme(p, q, k, law) == pytest.approx(subsets, abs=1e-7)
+        assert a.transport(p, q, k, law).rate == pytest.approx(subsets, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ["rejection", "coupled", "specinfer", "recursive", "optimal"])
@@ -52,21 +52,35 @@ def test_the_rate_is_that_of_the_verifier(name: str) -> None:
 def test_no_verifier_beats_the_bound_of_its_drafts() -> None:
     p, q = (torch.stack(laws) for laws in zip(*pairs(20, 5, seed=10), strict=True))
     for name, law in a.BOUNDS.items():
-        for k in (1, 2, 3):
-            assert (a.RATES[name](p, q, k) <= a.bound(p, q, k, law) + 1e-7).all()
+        for k in (1,) if name == "rejection" else (1, 2, 3):
+            rounding = 0.06 if name == "coupled" and k > 1 else 1e-7  # of a sampled rate
+            assert (a.RATES[name](p, q, k) <= a.bound(p, q, k, law) + rounding).all()
     assert (a.bound(p, q, 2, "distinct") >= a.bound(p, q, 2) - 1e-7).all()
 
 
-@pytest.mark.parametrize(
-    ("name", "law"), [("specinfer", "replacement"), ("spectr", "replacement"), ("recursive", "distinct")]
-)
-@pytest.mark.parametrize("k", [2, 3])
-def test_no_walk_is_accepted_more_often_than_the_bound_allows(name: str, law: str, k: int) -> None:
+def test_every_lossless_verifier_has_a_bound() -> None:
+    lossless = {m.name for m in registry.methods("verifier") if m.guarantee is registry.Guarantee.LOSSLESS}
+    assert a.BOUNDS.keys() == a.RATES.keys() == lossless - a.SAME.keys()
+
+
+@pytest.mark.parametrize("name", [*a.BOUNDS, *a.SAME])
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_no_walk_is_accepted_more_often_than_the_bound_allows(name: str, k: int) -> None:
     """By enumeration: what the verifiers do, K-SEQ's residual that falls on a drafted token included."""
+    verifier = registry.build("verifier", name)
+    if k > 1 and "tree" not in verifier.shapes:
+        pytest.skip("one draft alone")
+    same = a.SAME.get(name, name)
+    law, rate = a.BOUNDS[same], a.RATES[same]
     for p, q in pairs(3, 4, seed=13):
-        found = judged(registry.build("verifier", name), p, q, (k,)).accepted
-        assert float(a.RATES[name](p[None], q[None], k)) <= found + 1e-9
-        assert found <= float(a.bound(p[None], q[None], k, law)) + 1e-9
+        found = judged(verifier, p, q, (k,)).accepted
+        best = a.transport(p, q, k, law).rate
+        assert found <= best + 1e-9
+        assert float(a.bound(p[None], q[None], k, law)) == pytest.approx(best, abs=1e-7)
+        if name == "coupled" and k > 1:
+            assert float(rate(p[None], q[None], k)) == pytest.approx(found, abs=0.06)  # sampled
+        else:
+            assert float(rate(p[None], q[None], k)) <= found + 1e-9
 
 
 def test_shared_noise_with_more_siblings_is_estimated() -> None:
@@ -103,8 +117,8 @@ def test_many_cases_are_sampled_without_bias(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_cannot_be_computed_is_refused() -> None:
     with pytest.raises(BadRequest, match="variables"):
-        a.programme(torch.ones(40).double() / 40, torch.ones(40).double() / 40, 3)
+        a.transport(torch.ones(40).double() / 40, torch.ones(40).double() / 40, 3)
     with pytest.raises(BadRequest, match="k=0"):
         a.bound(P[None], Q[None], 0)
-    with pytest.raises(BadRequest, match="'replacement' or 'distinct'"):
-        a.bound(P[None], Q[None], 1, "top")
+    with pytest.raises(BadRequest, match="'replacement', 'distinct' or 'top'"):
+        a.bound(P[None], Q[None], 1, "fixed")

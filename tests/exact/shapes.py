@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from itertools import product
 from typing import Any
 
 from exact.steps import Step, step
@@ -31,15 +33,23 @@ class Shape:
     ruled_out: int = 0
     seed: int = 2
 
+    def draft(self, prefix: tuple[int, ...]) -> Any:
+        """The draft's law after a prefix, whose first token is the text's."""
+        zeros = self.zeros[min(len(prefix), len(self.zeros)) - 1]
+        return random_table(self.vocabulary, self.seed, zeros)(prefix)
+
     def judged_by(self, verifier: Verifier) -> Step:
-        tables = [random_table(self.vocabulary, self.seed, zeros) for zeros in self.zeros]
-
-        def draft(prefix: tuple[int, ...]) -> Any:
-            return tables[min(len(prefix), len(tables)) - 1](prefix)
-
         target = random_table(self.vocabulary, 11, self.ruled_out)
-        drafter = TabularTree(draft, self.branching, self.law)
+        drafter = TabularTree(cache(self.draft), self.branching, self.law)
         return step(verifier, drafter, target, self.vocabulary, len(self.branching))
+
+    @property
+    def support(self) -> int:
+        """Least number of tokens that a node's children are drawn from."""
+        prefixes = (
+            (0, *path) for depth in range(len(self.branching)) for path in product(range(self.vocabulary), repeat=depth)
+        )
+        return min(int(self.draft(prefix).isfinite().sum()) for prefix in prefixes)
 
     def __str__(self) -> str:
         drawn = self.law or "drawn"
@@ -47,8 +57,9 @@ class Shape:
 
 
 #: Three children of every node on two levels that are not drawn: the most likely tokens.
-FIXED = tuple(Shape(vocabulary, (3, 3), law="fixed", ruled_out=vocabulary - 3) for vocabulary in (3, 4, 5))
-#: The same drawn, cheap ones first. Vocabularies 4 and 5 have laws with zeros where the whole would take too long.
+FIXED = tuple(Shape(vocabulary, (3, 3), law="fixed", seed=3) for vocabulary in (3, 4, 5))
+#: The same drawn, cheap ones first; of every vocabulary one has at least three different tokens to draw at every node.
+#: Vocabularies 4 and 5 have laws with zeros where the whole would take too long.
 TREES: dict[str, tuple[Shape, ...]] = {
     "recursive": (
         Shape(4, (3,), seed=12),
@@ -68,9 +79,10 @@ TREES: dict[str, tuple[Shape, ...]] = {
         Shape(4, (3,), seed=12),
         Shape(3, (2, 1)),
         Shape(4, (3, 3), (2, 2), ruled_out=1),
-        Shape(3, (3, 3), (0, 1)),
+        Shape(3, (3, 3)),
         Shape(5, (3,), ruled_out=1),
-        Shape(5, (3, 3), (3, 3), ruled_out=1),
+        Shape(4, (3, 3), (1, 1), ruled_out=1, seed=5),
+        Shape(5, (3, 3), (2, 2), ruled_out=1, seed=7),
     ),
     "spectr": (
         Shape(3, (2, 1)),
@@ -78,7 +90,7 @@ TREES: dict[str, tuple[Shape, ...]] = {
         Shape(3, (3, 3)),
         Shape(4, (3, 3), (0, 1), ruled_out=1),
         Shape(5, (3,)),
-        Shape(5, (3, 3), (1, 3), ruled_out=1),
+        Shape(5, (3, 3), (2, 2), ruled_out=1),
     ),
     "optimal": (
         Shape(4, (3,), seed=12),

@@ -1,17 +1,19 @@
 """The law of one verified step, without an engine around it: trees too large to enumerate over whole texts.
 
-Three things make it cheap and leave it exact. A node's children are drawn when the verifier first looks at them: what
-nobody looked at sums out. Only the first tokens are compared, as many as the tree has levels and one more. And the one
-behind the deepest level is not drawn but counted with its law: nothing can come after it.
+Four things make it cheap and leave it exact. A node's children are drawn when the verifier first looks at them: what
+nobody looked at sums out. On the deepest level, below which nothing hangs, so do the independent draws behind the
+accepted one. Only the first tokens are compared, as many as the tree has levels and one more. And the one behind the
+deepest level is not drawn but counted with its law: nothing can come after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -21,8 +23,8 @@ from paceline.testing import EnumeratedChance, distance, outcomes
 from paceline.testing.drafters import SiblingDraw, TabularTree
 from paceline.testing.laws import Text
 from paceline.testing.tabular import Table
-from paceline.verifiers import MatchVerifier, Verdict, Verifier
-from paceline.verifiers.siblings import SiblingVerifier
+from paceline.verifiers import MatchVerifier, Verdict, Verifier, siblings
+from paceline.verifiers.siblings import Laws, Sibling, SiblingVerifier
 from paceline.verifiers.spectr import SpecTr
 
 #: Verifiers that look at the children of the nodes on their way and at no others.
@@ -84,7 +86,8 @@ def judged(
     lazy: Any = LazyTree(drafter, drafter.law or agreed(drafter, verifier), chance, vocabulary)
     rows: Any = Computed(lambda node: target(lazy.prefix(node)), vocabulary)
     if not isinstance(verifier, MatchVerifier):
-        return verifier.verify(lazy, rows, chance, 0), lazy
+        with mock.patch.object(siblings, "Laws", LazyLaws):
+            return verifier.verify(lazy, rows, chance, 0), lazy
     at = Computed(lambda node: len(lazy.path(node)) - 1)
     chosen: Any = Computed(lambda node: int(verifier.choose(rows[node][None], chance, [at[node]])))
     return verifier.walk(lazy, chosen, chance, 0), lazy
@@ -167,17 +170,60 @@ class LazyTree:
     def prefix(self, node: int) -> Text:
         return tuple(self.tokens[n] for n in self.path(node))
 
+    def depth(self, node: int) -> int:
+        return len(self.path(node)) - 1
+
     def _children(self, node: int) -> list[int]:
-        depth, first = len(self.path(node)) - 1, len(self)
+        depth, first = self.depth(node), len(self)
         if depth == len(self.drafter.branching):
             return []
         count = 1 if self.kind == "chains" and depth else self.drafter.branching[depth]
         draw = SiblingDraw(self.chance, depth, (0, node))
         for token, law in draw.children(self.kind, self.drafter.table(self.prefix(node)), count):
-            self.tokens.append(token)
-            self.parents.append(node)
-            self.laws.append(law)
+            self._add(node, token, law)
         return list(range(first, len(self)))
+
+    def independent(self, node: int) -> Iterator[int]:
+        """The children of a node under the law "replacement", each drawn when it is asked for."""
+        draw, logq = SiblingDraw(self.chance, self.depth(node), (0, node)), self.drafter.table(self.prefix(node))
+        for rank in range(self.drafter.branching[self.depth(node)]):
+            self._add(node, draw.token(logq, rank), logq)
+            yield len(self) - 1
+
+    def _add(self, node: int, token: int, law: torch.Tensor | None) -> None:
+        self.tokens.append(token)
+        self.parents.append(node)
+        self.laws.append(law)
+
+
+class LazyLaws(Laws):
+    """The laws of a lazy tree, whose deepest siblings are drawn one after the other where they are independent."""
+
+    tree: Any
+
+    def siblings(self, nodes: Sequence[int]) -> Any:
+        if self.tree.kind != "replacement" or self.tree.depth(nodes[0]) != len(self.tree.drafter.branching) - 1:
+            return super().siblings(nodes)
+        children = (child for node in nodes for child in self.tree.independent(node))
+        return Deepest(
+            Sibling(child, self.tree.parents[child], self.tree.tokens[child], self.draft(child)) for child in children
+        )
+
+
+class Deepest:
+    """Siblings as they are asked for; nothing is known of those behind the last one, and none has children."""
+
+    def __init__(self, siblings: Iterator[Sibling]) -> None:
+        self.known: list[Sibling] = []
+        self._ahead = siblings
+
+    def __iter__(self) -> Iterator[Sibling]:
+        for sibling in self._ahead:
+            self.known.append(sibling)
+            yield sibling
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.known[index]
 
 
 def extensions(text: Text, length: int, target: Table, vocabulary: int) -> dict[Text, float]:

@@ -30,7 +30,7 @@ def lantern(delta: float, neighbours: int = 3) -> Lantern:
 
 def test_no_loan_is_exact() -> None:
     for p, q in pairs(2, 4):
-        assert judged(lantern(0.0), p, q, (2,)).error < 1e-9
+        assert judged(lantern(0.0), p, q, (2,)).error < 1e-10
 
 
 def test_more_is_accepted_the_more_may_be_borrowed() -> None:
