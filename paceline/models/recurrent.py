@@ -61,7 +61,11 @@ class RecurrentModel(CausalModel):
         self._takes_positions = "position_ids" in parameters
         self._keeps_logits = "logits_to_keep" in parameters
         self.offers = frozenset({"chain"})
-        self.lacks = {"tree": "the state of its recurrent layers cannot be kept at the nodes of a tree"}
+        self.lacks = {
+            "tree": "the state of its recurrent layers cannot be kept at the nodes of a tree",
+            "views": "every token goes into the state of its recurrent layers; a layer left out would miss tokens that "
+            "all later ones need, and what a draft put into a state cannot be dropped as keys and values can",
+        }
         if not any(getattr(self.config, name, None) for name in ("max_position_embeddings", "n_positions")):
             self.context = UNLIMITED
         self.path = "the module's own forward pass, a row at a time"

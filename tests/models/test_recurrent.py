@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from models.architectures import ABSENT, EXPERTS, VOCABULARY, build
 from paceline import Engine
@@ -58,14 +60,16 @@ def model_of(name: str) -> Any:
     return load_model(build(config, changes))
 
 
+def generated(name: str, prompt: list[int], **options: Any) -> list[int]:
+    """What transformers generates."""
+    ids = torch.tensor([prompt])
+    text = model_of(name).module.generate(ids, do_sample=False, max_new_tokens=NEW, pad_token_id=0, **options)
+    return text[0, len(prompt) :].tolist()
+
+
 @cache
 def wanted(name: str) -> dict[tuple[int, ...], list[int]]:
-    """What transformers generates."""
-    module, texts = model_of(name).module, {}
-    for prompt in PROMPTS:
-        ids = module.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=NEW, pad_token_id=0)
-        texts[tuple(prompt)] = ids[0, len(prompt) :].tolist()
-    return texts
+    return {tuple(prompt): generated(name, prompt) for prompt in PROMPTS}
 
 
 @cache
@@ -102,6 +106,88 @@ def test_greedy_text_equals_transformers(name: str) -> None:
                 if label == "knowing":
                     assert sequence.stats.forward_passes <= 3
     assert engine.decoder.cache.live == []
+
+
+#: Chains of every origin, with a length where the default may be none at all.
+CHAINS = (
+    "copyspec(gamma=1, copy=4)",
+    "copyspec(gamma=1, fallback=ngram(confidence=0))",
+    "aggressive(confidence=0)",
+    "suffix(tree=false, confidence=0)",
+    "jacobi(block=3)",
+    "sjd(block=3)",
+    "lexical(pads=2, placeholder=3)",
+    "rapid(chunk=4, query=3, retrieved=8, length=3, confidence=0)",
+    "turns(ngram(confidence=0), suffix(tree=false))",
+)
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Falcon-H1", "Qwen3-Next"])
+@pytest.mark.parametrize("spec", CHAINS)
+def test_chains_of_every_drafter_are_judged(spec: str, name: str) -> None:
+    results = engine_of(name).generate(PROMPTS, drafter=spec, max_new_tokens=NEW)
+    assert [r.tokens for r in results] == [wanted(name)[tuple(prompt)] for prompt in PROMPTS]
+    assert sum(r.stats.drafted for r in results) > 0
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Falcon-H1"])
+def test_a_prediction_is_followed(name: str) -> None:
+    prompt, text = PROMPTS[2], wanted(name)[tuple(PROMPTS[2])]
+    for prediction, most in ((text, 3), ([*text[:4], (text[4] + 1) % VOCABULARY, *text[5:]], 5)):
+        result = engine_of(name).generate(prompt, prediction=prediction, max_new_tokens=NEW)
+        assert result.tokens == text
+        assert result.stats.accepted > 0
+        assert result.stats.forward_passes <= most
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Falcon-H1"])
+@pytest.mark.parametrize("spec", ["early_exit", "self_speculative(exit(layer=1))", "del", "swift", "easyspec"])
+def test_views_are_refused_with_the_reason(spec: str, name: str) -> None:
+    with pytest.raises(
+        Unsupported, match="does not offer views: every token goes into the state of its recurrent layers"
+    ):
+        engine_of(name).generate(PROMPTS[0], drafter=spec)
+
+
+def test_a_lossy_view_and_a_quantised_copy_are_refused() -> None:
+    with pytest.raises(Unsupported, match="every token goes into the state of its recurrent layers"):
+        Engine.load(model_of("Falcon-H1").module, view="exit(layer=1)")
+    with pytest.raises(Unsupported, match="cannot be quantised for drafting: FalconH1ForCausalLM is not laid out"):
+        engine_of("Falcon-H1").generate(PROMPTS[0], drafter="quantised")
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Falcon-H1", "Qwen3-Next"])
+def test_penalties_are_those_of_transformers(name: str) -> None:
+    options: dict[str, Any] = {"repetition_penalty": 1.6, "no_repeat_ngram_size": 2}
+    expected = [generated(name, prompt, **options) for prompt in PROMPTS]
+    assert expected != [generated(name, prompt) for prompt in PROMPTS]
+    for spec in ("none", "suffix(tree=false, confidence=0)", "jacobi(block=3)"):
+        results = engine_of(name).generate(PROMPTS, drafter=spec, max_new_tokens=NEW, **options)
+        assert [r.tokens for r in results] == expected
+    spread = {"presence_penalty": 0.6, "frequency_penalty": 0.9, "temperature": 0.8, "seed": 2, "max_new_tokens": NEW}
+    plain = engine_of(name).generate(PROMPTS, **spread)
+    drafted = engine_of(name).generate(PROMPTS, drafter="suffix(tree=false, confidence=0)", **spread)
+    assert [r.tokens for r in drafted] == [r.tokens for r in plain]
+
+
+@pytest.mark.parametrize("name", ["Mamba", "Falcon-H1"])
+@pytest.mark.parametrize("spec", ["none", "knowing"])
+def test_stop_strings_and_logprobs(spec: str, name: str) -> None:
+    """A stop string in the middle of an accepted draft, and the log-probabilities of a fresh pass."""
+    prompt, text = PROMPTS[2], wanted(name)[tuple(PROMPTS[2])]
+    words = Tokenizer(models.WordLevel({f"w{i} ": i for i in range(VOCABULARY)}, unk_token="w0 "))
+    words.decoder = decoders.Fuse()
+    engine = Engine(model_of(name), PreTrainedTokenizerFast(tokenizer_object=words), drafter="none", nodes=4)
+    part = engine._part("drafter", "none") if spec == "none" else drafters(name)[spec]
+    stop = f"w{text[5]} "
+    sequence = submit(engine, prompt, drafter=part, max_new_tokens=NEW, stop=[stop], logprobs=2)[0]
+    finish(engine)
+    count = text.index(text[5]) + 1
+    assert (sequence.finish_reason, sequence.stop_reason) == ("stop", stop)
+    assert sequence.tokens[len(prompt) :] == text[:count]
+    laws = model_of(name).module(input_ids=torch.tensor([prompt + text])).logits[0].log_softmax(-1)
+    expected = [float(laws[len(prompt) - 1 + i, token]) for i, token in enumerate(text[:count])]
+    assert [entry.logprob for entry in sequence.logprobs] == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
