@@ -65,12 +65,12 @@ class View:
     @property
     def redirects(self) -> bool:
         """Whether it may have a say in `source`."""
-        return type(self).source is not View.source
+        return getattr(self.source, "__func__", None) is not View.source
 
     @property
     def listens(self) -> bool:
         """Whether it wants to be told in `fed`."""
-        return type(self).fed is not View.fed
+        return getattr(self.fed, "__func__", None) is not View.fed
 
 
 class ViewRule(ABC):
@@ -258,14 +258,6 @@ class _Watching(View):
         runs = self.view.attends(layer)
         self.watched.note(layer, runs, self.generated)
         return runs
-
-    @property
-    def redirects(self) -> bool:
-        return self.view.redirects
-
-    @property
-    def listens(self) -> bool:
-        return self.view.listens
 
 
 def require_views(model: Any, part: str) -> None:
