@@ -159,6 +159,8 @@ def test_loading(name: str, value: Any) -> None:
         "easyspec(length={})",
         "pearl(length={})",
         "rasd(nodes={})",
+        "aded(nodes={})",
+        "translate(length={})",
         "early_exit(length={})",
         "del(length={})",
         "swift(length={})",

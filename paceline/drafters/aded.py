@@ -34,6 +34,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
+from paceline.budgets import check_budgets
 from paceline.datastore import Datastore
 from paceline.datastore.trigrams import successors as counted
 from paceline.drafters.base import Outcome, SequenceDrafter
@@ -228,6 +229,7 @@ class ADED(SequenceDrafter):
         self._table = Table(known, self.contexts, self.successors)
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("aded", self, target, "nodes", "length")
         if self._store is not None:
             check_tokens(self._store, target)
         self._spare = target.spare

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.lean import speed_up_small
@@ -144,6 +145,7 @@ class Translate(Drafter):
             raise BadRequest(f"translate(confidence={self.confidence}): a number from 0 to 1 is needed")
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("translate", self, target, "length")
         written = tokenizer_of(target)
         if written is None:
             raise BadRequest(f"translate: the target {target.name} has no tokenizer; give Engine.load(tokenizer=...)")

@@ -16,7 +16,7 @@ from paceline.testing.datastores import small
 DRAFTERS: tuple[str, ...] = (
     "none",
     "ngram",
-    "ngram(max_ngram=2, length=3, confidence=0)",
+    "ngram(pick=earliest, max_ngram=2, length=3)",
     "ngram(candidates=4, confidence=0)",
     "recycling",
     "recycling(top=1, template='0 00 000')",
@@ -41,7 +41,7 @@ DRAFTERS: tuple[str, ...] = (
     "sjd",
     "sjd(block=4, init=repeat)",
     "lookahead",
-    "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false)",
+    "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false, accept_window=false)",
     "copyspec",
     "copyspec(gamma=1, copy=4, fallback=draft(model='{draft}', confidence=0))",
     "prediction(fallback=ngram)",

@@ -44,7 +44,7 @@ BRANCHING = (
     "suffix",
     "recycling",
     "lookahead",
-    "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false)",
+    "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false, accept_window=false)",
     "turns(ngram(min_ngram=2), recycling, least=2)",
     "rest('{datastore}', shortest=1)",
     "rest('{datastore}', shortest=1, longest=2, confidence=0, nodes=9, hits=3, length=4)",
