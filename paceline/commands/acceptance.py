@@ -32,6 +32,7 @@ def acceptance(
 
     Target and draft read the same texts; their laws at some positions are what verifiers would judge. Rates are exact
     for each pair but for shared noise with k > 1 and the later of many siblings without replacement: those are sampled.
+    A second table says how far each verifier is below the most that its own kind of drafts allows.
     """
     check(json=json_file, markdown=markdown_file, plot=plot_file)
     for name, value in (("positions", positions), ("limit", limit), ("longest", longest - 1)):

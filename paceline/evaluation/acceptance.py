@@ -147,7 +147,7 @@ def recursive(p: torch.Tensor, q: torch.Tensor, k: int) -> torch.Tensor:
     return acceptance_vector(p, q, k).sum(-1)
 
 
-#: Rates by verifier, `f(p, q, k)`; rejection has one draw whatever k is.
+#: Rates by verifier, `f(p, q, k)`; those in `ONE` have one draw whatever k is.
 RATES: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
     "rejection": lambda p, q, k: rejection(p, q),
     "coupled": coupled,
@@ -156,6 +156,7 @@ RATES: dict[str, Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]] = {
     "recursive": recursive,
     "optimal": optimal,
 }
+ONE = frozenset({"rejection"})
 #: Verifiers that do among siblings what another one does: what `sequoia` adds begins where q has no token left, and a
 #: block of one token is a token.
 SAME = {"sequoia": "recursive", "block": "rejection"}

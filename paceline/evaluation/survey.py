@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from paceline.errors import BadRequest
-from paceline.evaluation.acceptance import BOUNDS, RATES, bound
+from paceline.evaluation.acceptance import BOUNDS, ONE, RATES, SAME, bound
 from paceline.evaluation.provenance import provenance
 from paceline.evaluation.workloads import Prompt
 from paceline.models.causal import CausalModel
@@ -37,6 +37,7 @@ class Rate:
         name: a verifier, or one of `BOUND_NAMES`.
         mean: rate of acceptance.
         error: standard error of the mean over positions.
+        below: mean distance to the bound of the verifier's own kind of drafts; `None` for a bound.
     """
 
     temperature: float
@@ -44,6 +45,7 @@ class Rate:
     name: str
     mean: float
     error: float
+    below: float | None = None
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,19 @@ def survey(target: torch.Tensor, draft: torch.Tensor, temperatures: Sequence[flo
     rates = []
     for temperature in temperatures:
         p, q = (target / temperature).softmax(-1), (draft / temperature).softmax(-1)
+        alone = bound(p, q, 1)
         for k in range(1, most + 1):
-            found = {name: rate(p, q, k) for name, rate in RATES.items()}
-            found |= {BOUND_NAMES[law]: bound(p, q, k, law) for law in dict.fromkeys(BOUNDS.values())}
-            for name, values in found.items():
-                error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
-                rates.append(Rate(temperature, k, name, float(values.mean()), error))
+            bounds = {law: bound(p, q, k, law) for law in dict.fromkeys(BOUNDS.values())}
+            for name, rate in RATES.items():
+                values, best = rate(p, q, k), alone if name in ONE else bounds[BOUNDS[name]]
+                rates.append(_rate(temperature, k, name, values, float((best - values).mean())))
+            rates += [_rate(temperature, k, name, bounds[law]) for law, name in BOUND_NAMES.items()]
     return rates
+
+
+def _rate(temperature: float, k: int, name: str, values: torch.Tensor, below: float | None = None) -> Rate:
+    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+    return Rate(temperature, k, name, float(values.mean()), error, below)
 
 
 def check(temperatures: Sequence[float], most: int) -> None:
@@ -135,48 +143,66 @@ def tokens_of(prompts: Sequence[Prompt], tokenizer: Any, longest: int) -> list[l
 
 
 def markdown(found: Survey) -> str:
-    """A table with a line a verifier, and columns by temperature and siblings."""
+    """Two tables, a line a verifier and columns by temperature and siblings: rates, and how far below its own bound."""
+    return f"{_table(found, 'rate', 'mean')}\n\n{_table(found, 'below its own bound', 'below')}"
+
+
+def _table(found: Survey, title: str, value: str) -> str:
     keys = list(dict.fromkeys((r.temperature, r.k) for r in found.rates))
     lines = [
-        "| | " + " | ".join(f"T={temperature:g}, k={k}" for temperature, k in keys) + " |",
+        f"| {title} | " + " | ".join(f"T={temperature:g}, k={k}" for temperature, k in keys) + " |",
         "|---|" + "---|" * len(keys),
     ]
-    for name in dict.fromkeys(rate.name for rate in found.rates):
+    for name in dict.fromkeys(rate.name for rate in found.rates if getattr(rate, value) is not None):
         cells = [found.of(temperature, k, name) for temperature, k in keys]
-        label = name if name in BOUND_NAMES.values() else f"`{name}`"
-        lines.append(f"| {label} | " + " | ".join(f"{cell.mean:.3f}" if cell else "" for cell in cells) + " |")
+        texts = (f"{getattr(cell, value):z.3f}" if cell else "" for cell in cells)
+        lines.append(f"| {_label(name)} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
 
 
+def _label(name: str) -> str:
+    """A row's name, with those of the verifiers that do the same among siblings."""
+    if name in BOUND_NAMES.values():
+        return name
+    return ", ".join(f"`{known}`" for known in (name, *(other for other, same in SAME.items() if same == name)))
+
+
 def draw(found: Survey, path: Path) -> None:
-    """Write a picture, a panel a temperature; its format follows the suffix."""
+    """Write a picture, rates above and distances to the bounds below, by temperature; its format follows the suffix."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
     temperatures = list(dict.fromkeys(rate.temperature for rate in found.rates))
-    names = list(dict.fromkeys(rate.name for rate in found.rates))
-    figure, axes = plt.subplots(
-        1, len(temperatures), figsize=(3.4 * len(temperatures), 3.6), sharey=True, squeeze=False, layout="constrained"
-    )
-    colours = plt.get_cmap("tab10").colors  # type: ignore[attr-defined]
-    for axis, temperature in zip(axes[0], temperatures, strict=True):
-        for name, colour in zip(names, colours, strict=False):
-            rates = [r for r in found.rates if (r.temperature, r.name) == (temperature, name)]
-            dashed = name in BOUND_NAMES.values()
-            shade = ("#444444" if "without" in name else "#999999") if dashed else colour
-            style = "o--" if dashed else "o-"
-            axis.plot([r.k for r in rates], [r.mean for r in rates], style, color=shade, markersize=3, label=name)
-        axis.set_title(f"temperature {temperature:g}", loc="left", fontsize=10)
-        axis.set_xlabel("drafted siblings k", fontsize=9)
-        axis.set_xticks(sorted({r.k for r in found.rates}))
-        axis.grid(axis="y", color="#ececec")
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
+    figure, axes = plt.subplots(2, len(temperatures), sharex=True, sharey="row", squeeze=False, layout="constrained")
+    figure.set_size_inches(3.4 * len(temperatures), 5.6)
+    for column, temperature in zip(axes.T, temperatures, strict=True):
+        for axis, value in zip(column, ("mean", "below"), strict=True):
+            _panel(axis, found, temperature, value)
+        column[0].set_title(f"temperature {temperature:g}", loc="left", fontsize=10)
+        column[1].set_xlabel("drafted siblings k", fontsize=9)
     axes[0][0].set_ylabel("chance that one is accepted", fontsize=9)
+    axes[1][0].set_ylabel("below its own bound", fontsize=9)
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     figure.suptitle(f"{found.draft} drafts for {found.target}: {sum(found.positions.values())} positions", fontsize=11)
     figure.savefig(path, dpi=160, facecolor="white")
     plt.close(figure)
+
+
+def _panel(axis: Any, found: Survey, temperature: float, value: str) -> None:
+    """One value of every verifier at a temperature, by the number of siblings."""
+    from matplotlib import pyplot as plt
+
+    colours = dict(zip(RATES, plt.get_cmap("tab10").colors, strict=False))  # type: ignore[attr-defined]
+    for name in dict.fromkeys(rate.name for rate in found.rates if getattr(rate, value) is not None):
+        rates = [r for r in found.rates if (r.temperature, r.name) == (temperature, name)]
+        colour = colours.get(name, "#444444" if "without" in name else "#999999")
+        style = "o--" if name in BOUND_NAMES.values() else "o-"
+        line = [r.k for r in rates], [getattr(r, value) for r in rates]
+        axis.plot(*line, style, color=colour, markersize=3, label=_label(name).replace("`", ""))
+    axis.set_xticks(sorted({r.k for r in found.rates}))
+    axis.grid(axis="y", color="#ececec")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)

@@ -11,6 +11,7 @@ from verifiers.support import P, Q, judged, pairs
 from paceline import registry
 from paceline.errors import BadRequest
 from paceline.evaluation import acceptance as a
+from paceline.evaluation.survey import Survey, markdown, survey
 
 
 @pytest.mark.parametrize(
@@ -122,3 +123,21 @@ def test_what_cannot_be_computed_is_refused() -> None:
         a.bound(P[None], Q[None], 0)
     with pytest.raises(BadRequest, match="'replacement', 'distinct' or 'top'"):
         a.bound(P[None], Q[None], 1, "fixed")
+
+
+def test_a_survey_says_how_far_every_verifier_is_below_its_own_bound() -> None:
+    generator = torch.Generator().manual_seed(1)
+    target, draft = (torch.randn(6, 12, generator=generator).double() for _ in range(2))
+    found = {(rate.k, rate.name): rate for rate in survey(target, draft, [1.0], 3)}
+    p, q = target.softmax(-1), draft.softmax(-1)
+    for k in (1, 2, 3):
+        for name in ("optimal", "rejection"):
+            assert found[k, name].below == pytest.approx(0, abs=1e-12)
+        distance = a.bound(p, q, k, "distinct") - a.recursive(p, q, k)
+        assert found[k, "recursive"].below == pytest.approx(float(distance.mean()))
+        assert found[k, "bound, with replacement"].below is None
+        assert found[k, "spectr"].below <= found[k, "specinfer"].below + 1e-12  # type: ignore[operator]
+    assert found[2, "recursive"].below > 1e-3  # type: ignore[operator]
+    text = markdown(Survey("t", "d", {"code": 6}, list(found.values())))
+    assert text.count("| `recursive`, `sequoia` |") == text.count("| `rejection`, `block` |") == 2
+    assert text.count("bound, without replacement") == 1
