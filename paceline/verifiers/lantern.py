@@ -13,7 +13,8 @@ A delta above 1 is read as a multiple: `p(A) <= (delta - 1) p(x)`. Under a greed
 best token of p_x, with p at temperature 1. The bound holds for each drafted token's law; the law of what is emitted
 may differ from p by more.
 
-Distances are those of the rows of the target's input embedding (L2), or come as a table of neighbours.
+Distances come as a table of neighbours, such as those of an image tokenizer's codebook, or are those of the rows of the
+target's input embedding (L2), where that is asked for: words that lie near one another there need not be alike.
 
 Paper: Jang et al., "LANTERN: Accelerating Visual Autoregressive Models with Relaxed Speculative Decoding", 2025.
 """
@@ -35,6 +36,9 @@ from paceline.tree import TokenTree
 from paceline.verifiers.base import Verdict
 from paceline.verifiers.siblings import Sibling, SiblingVerifier, sequential_rejection
 
+#: The table that stands for the target's input embedding.
+EMBEDDING = "embedding"
+
 
 @method(
     name="lantern",
@@ -54,7 +58,8 @@ class Lantern(SiblingVerifier):
         delta: most probability borrowed; 0 is lossless, above 1 a multiple of the token's own probability.
         neighbours: how many nearest tokens may lend (K), fewer than the vocabulary has.
         table: `[V, >= K]` integers, each token's neighbours, nearest first and without itself, or a `.npy` file of
-            them; by default found in the target's embedding, a token's when it is first drafted.
+            them; `"embedding"`: found in the target's embedding, a token's when it is first drafted. There is no
+            default.
     """
 
     delta: float = 0.1
@@ -77,8 +82,13 @@ class Lantern(SiblingVerifier):
             raise BadRequest(
                 f"lantern(neighbours={self.neighbours}): fewer than the vocabulary's {target.vocab_size} are needed"
             )
+        if self.table is None:
+            raise BadRequest(
+                "lantern: which tokens are near one another is not known; give table=, an array or a .npy file of each "
+                "token's neighbours, or table='embedding' for the nearest in the target's input embedding"
+            )
         self._known = {}
-        if self.table is not None:
+        if not (isinstance(self.table, str) and self.table == EMBEDDING):
             table = read_table(self.table, target.vocab_size, self.neighbours)
             self._known = dict(enumerate(table[:, : self.neighbours]))
             return

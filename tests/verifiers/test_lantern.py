@@ -75,7 +75,7 @@ def test_greedily_a_token_may_become_the_best() -> None:
 def test_distances_of_the_embedding() -> None:
     table = torch.nn.Embedding.from_pretrained(torch.tensor([[0.0], [1.0], [5.0], [5.5]]))
     target: Any = SimpleNamespace(vocab_size=4, name="t", module=SimpleNamespace(get_input_embeddings=lambda: table))
-    verifier = Lantern(neighbours=3)
+    verifier = Lantern(neighbours=3, table="embedding")
     verifier.attach(target)
     assert [verifier.near(token).tolist() for token in range(4)] == [[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]]
 
@@ -106,7 +106,14 @@ def test_a_table_from_a_file(tmp_path: Path) -> None:
 
 def test_a_model_without_embedding_needs_a_table() -> None:
     with pytest.raises(Unsupported, match="give a table"):
-        Lantern(neighbours=2).attach(MODEL)
+        Lantern(neighbours=2, table="embedding").attach(MODEL)
+
+
+def test_distances_are_never_taken_for_granted() -> None:
+    table = torch.nn.Embedding(4, 2)
+    target: Any = SimpleNamespace(vocab_size=4, name="t", module=SimpleNamespace(get_input_embeddings=lambda: table))
+    with pytest.raises(BadRequest, match=r"give table=.*or table='embedding'"):
+        Lantern(neighbours=2).attach(target)
 
 
 @pytest.mark.parametrize("options", [{"delta": -0.1}, {"neighbours": 0}])
