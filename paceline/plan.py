@@ -38,6 +38,7 @@ CAPABILITIES = {
 LAWS = {
     "shared": "picked with the noise that the verifier itself uses",
     "distinct": "drawn without replacement: each from q without its earlier siblings, renormalised, in draw order",
+    "exhaustive": "drawn without replacement, and where q has no token left uniformly from those not drawn yet",
     "replacement": "drawn independently from q, siblings with multiplicity",
     "chains": "whole chains drawn independently from the root on, not merged",
     "top": "the most likely ones, and last one drawn outside them",

@@ -133,7 +133,8 @@ class SiblingDraw:
 
     def children(self, kind: str, logq: torch.Tensor, count: int) -> list[tuple[int, torch.Tensor | None]]:
         """Tokens and the laws they were drawn from; fewer than `count` where the law runs out."""
-        count = min(count, int(logq.isfinite().sum())) if kind not in ("replacement", "chains") else count
+        if kind not in ("replacement", "chains"):
+            count = min(count, len(logq) if kind == "exhaustive" else int(logq.isfinite().sum()))
         if kind == "fixed":
             return [(int(token), None) for token in logq.topk(count).indices]
         if kind == "top":
@@ -146,8 +147,10 @@ class SiblingDraw:
                 found.append((int(self.chance.couple(logq[None], [self.position])), None))
             else:
                 found.append((self.token(logq, i), logq))
-            if kind in ("shared", "distinct"):
+            if kind in ("shared", "distinct", "exhaustive"):
                 logq = logq.index_fill(0, torch.tensor(found[-1][0]), -torch.inf)
+                if kind == "exhaustive" and not bool(logq.isfinite().any()):
+                    logq = torch.zeros_like(logq).index_fill(0, torch.tensor([token for token, _ in found]), -torch.inf)
                 logq = logq.log_softmax(-1) if i + 1 < count else logq
         return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from paceline.drafters.base import Outcome
 from paceline.trees.growth import Growth
@@ -28,7 +28,7 @@ class Tree(ABC):
     #: "chain" where no node has two children (see `paceline.plan`).
     shape: str = "tree"
     #: Laws that its tokens can follow (see `paceline.plan.LAWS`).
-    laws: ClassVar[frozenset[str]] = frozenset({"shared", "distinct", "replacement", "top", "fixed"})
+    laws: frozenset[str] = frozenset({"shared", "distinct", "replacement", "top", "fixed"})
 
     def attach(self, draft: CausalModel, target: CausalModel) -> None:
         """Called with the models before any sequence."""
@@ -55,7 +55,10 @@ class Tree(ABC):
 
 
 class StaticTree(Tree):
-    """A tree whose shape does not depend on what is drawn."""
+    """A tree whose shape does not depend on what is drawn, but for children that a law has no tokens for."""
+
+    #: Nodes so far that got fewer children than planned, since the draft's law had no more tokens.
+    clipped: int = 0
 
     @abstractmethod
     def plan(self, nodes: int, depth: int) -> Plan:
@@ -73,6 +76,7 @@ class StaticTree(Tree):
                 for child in plan[at]:
                     node = growth.draw(grown[at], of=len(plan[at]))
                     if node is None:
+                        self.clipped += growth.spent(grown[at])
                         break
                     grown[child] = node
                     below.append(child)

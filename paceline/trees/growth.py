@@ -50,6 +50,7 @@ class Growth:
     _siblings: dict[int, Siblings] = field(init=False, default_factory=dict)
     _laws: dict[int, torch.Tensor] = field(init=False, default_factory=dict)
     _asked: list[int] = field(init=False, default_factory=list)
+    _spent: set[int] = field(init=False, default_factory=set)
 
     def __post_init__(self) -> None:
         self.tokens, self.states = [self.sequence.tokens[-1]], {}
@@ -75,6 +76,7 @@ class Growth:
             return None
         pick = siblings.next(of)
         if pick is None:
+            self._spent.add(node)
             return None
         child = len(self.tokens)
         self.tokens.append(pick.token)
@@ -84,6 +86,10 @@ class Growth:
         if pick.law is not None:
             self._laws[child] = pick.law
         return child
+
+    def spent(self, node: int) -> bool:
+        """Whether a child was asked for that the node's law had no token for."""
+        return node in self._spent
 
     def promise(self, node: int) -> float:
         """A guess of the chance that the node's next child is accepted; 0 where there can be none."""

@@ -57,12 +57,16 @@ class Sequoia(StaticTree):
 
     Attributes:
         acceptance: chance of each sibling to be the accepted one, such as `"0.6 0.2 0.1"`; measured by default.
+        uniform: under the verifier `sequoia`, children that the draft's law has no token for are drawn uniformly from
+            all tokens that are not children yet, as in the paper; its code, and the default, leave them out.
         cost: time of a draft pass in target passes, both the same whatever their rows; by default all are measured, and
             the shape may differ from run to run by what the machine was doing.
     """
 
     acceptance: str | None = None
     cost: float | None = None
+    uniform: bool = False
+    laws: frozenset[str] = field(init=False, repr=False, default=StaticTree.laws)
     _hits: np.ndarray = field(init=False, repr=False)
     _visits: np.ndarray = field(init=False, repr=False)
 
@@ -75,6 +79,8 @@ class Sequoia(StaticTree):
                 raise BadRequest(f"{where}: probabilities of disjoint events are needed, 0 or more, at most 1 together")
         if self.cost is not None and not self.cost >= 0:
             raise BadRequest(f"sequoia(cost={self.cost}): a number of at least 0 is needed")
+        if self.uniform:
+            self.laws = self.laws | {"exhaustive"}
         self._hits, self._visits = np.zeros(len(ACCEPTANCE)), np.zeros(len(ACCEPTANCE))
         self._vector, self._times = self._given or ACCEPTANCE, StepTimes(FLAT, flat(self.cost or 0.0))
         self._plans: dict[tuple[object, ...], Plan] = {}

@@ -1,8 +1,9 @@
 """How the children of one node are picked, one after the other, under each law (see `paceline.plan.LAWS`).
 
 Whatever was seen before it, a drawn token follows exactly the law that is reported with it: `q` itself (with
-replacement), `q` without the earlier siblings (distinct), `q` without the most likely tokens (top). That, and that
-every drawn token is kept, in draw order, is all that a verifier needs to be exact.
+replacement), `q` without the earlier siblings (distinct), the same and then a uniform law over what is not drawn yet
+(exhaustive), `q` without the most likely tokens (top). That, and that every drawn token is kept, in draw order, is all
+that a verifier needs to be exact.
 """
 
 from __future__ import annotations
@@ -118,6 +119,20 @@ class Distinct(Drawn):
         return pick
 
 
+class Exhaustive(Distinct):
+    """Without replacement, and where q has nothing left uniformly from the tokens that are not drawn yet."""
+
+    def __init__(self, law: torch.Tensor, draw: Draw) -> None:
+        super().__init__(law, draw)
+        self._untried = torch.ones_like(law)
+
+    def next(self, of: int) -> Pick | None:
+        pick = super().next(of) or self._from(self._untried)
+        if pick is not None:
+            self._untried[pick.token] = 0.0
+        return pick
+
+
 class Repeated(Drawn):
     """With replacement: every sibling from q, the same token perhaps twice."""
 
@@ -154,4 +169,10 @@ class Top(Drawn):
 
 
 #: The class for each law of drawn tokens.
-DRAWN: dict[str, type[Drawn]] = {"distinct": Distinct, "replacement": Repeated, "chains": Repeated, "top": Top}
+DRAWN: dict[str, type[Drawn]] = {
+    "distinct": Distinct,
+    "exhaustive": Exhaustive,
+    "replacement": Repeated,
+    "chains": Repeated,
+    "top": Top,
+}

@@ -11,6 +11,7 @@ Paper: Jeon et al., "Recursive Speculative Decoding: Accelerating LLM Inference 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from paceline.registry import Guarantee, method
 from paceline.verifiers.siblings import Sibling, SiblingVerifier
@@ -32,7 +33,7 @@ class Recursive(SiblingVerifier):
         ValueError: a child's law still holds an earlier drawn child of the same parent.
     """
 
-    judges = ("distinct", "fixed")
+    judges: ClassVar[tuple[str, ...]] = ("distinct", "fixed")
 
     def candidates(self, siblings: list[Sibling]) -> list[Sibling]:
         drawn = [sibling for sibling in siblings if sibling.law is not None]

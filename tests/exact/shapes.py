@@ -74,6 +74,9 @@ TREES: dict[str, tuple[Shape, ...]] = {
         Shape(4, (3, 3), (0, 1), ruled_out=1, seed=5),
         Shape(5, (3,), seed=5),
         Shape(5, (3, 3), (1, 1), ruled_out=1, seed=5),
+        Shape(3, (3, 2), (1, 2), seed=5),
+        Shape(4, (3, 3), (2, 2), ruled_out=1, seed=5),
+        Shape(5, (4,), (3,), seed=5),
     ),
     "specinfer": (
         Shape(4, (3,), seed=12),

@@ -69,4 +69,5 @@ class TestExtremes:
     def test_disjoint_supports(self, verifier: str) -> None:
         error, accepted = self.found(verifier, allowing(random_table(3), [0, 1]), allowing(random_table(3), [2]))
         assert error < 1e-10
-        assert accepted == 0
+        # One goes on with the tokens that the draft rules out.
+        assert (accepted > 0) == (verifier == "sequoia")

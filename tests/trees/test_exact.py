@@ -17,6 +17,7 @@ from paceline.testing import TabularModel, allowing, autoregressive, decoded, di
 from paceline.testing.laws import Decoded, Text
 from paceline.testing.tabular import Table
 from paceline.trees import Growth
+from paceline.trees.siblings import Distinct, Exhaustive, Pick
 
 ENGINE = engine_of()
 SAMPLED = Pipeline((), greedy=False)
@@ -25,6 +26,7 @@ TREES = {
     "fixed": ("fixed(paths='0 1 10')", 3),
     "sequoia": ("sequoia(acceptance='0.6 0.2 0.1', cost=0)", 3),
     "sequoia that learns": ("sequoia(cost=0)", 2),
+    "sequoia that goes on": ("sequoia(acceptance='0.4 0.3 0.2', cost=0, uniform=true)", 3),
     "dyspec": ("dyspec", 2),
     "dyspec by level": ("dyspec(threshold=0.25)", 3),
     "rsd_c": ("rsd_c(branches='2 1')", 3),
@@ -49,7 +51,7 @@ def wanted(length: int, policy: Pipeline = SAMPLED) -> dict[Text, float]:
 
 
 def judged(name: str, verifier: str) -> bool:
-    return bool(set(registry.build("verifier", verifier).judges[:1]) & draft(name).drafts)
+    return bool((set(registry.build("verifier", verifier).judges) & draft(name).drafts) - {"fixed"})
 
 
 @pytest.mark.parametrize(("verifier", "name"), [*(("recursive", name) for name in TREES), ("specinfer", "rsd_c")])
@@ -106,6 +108,31 @@ def test_the_law_of_a_policy_is_kept(name: str, policy: str, length: int) -> Non
 @pytest.mark.parametrize("name", ["dyspec by level", "rsd_c", "rsd_s"])
 def test_the_law_is_kept_whatever_the_draft(name: str, table: Table) -> None:
     assert distance(run(name, "recursive", 3, table=table).law, wanted(3)) < 1e-10
+
+
+@pytest.mark.parametrize("zeros", [1, 2])
+def test_siblings_that_do_not_run_out_keep_the_law_and_are_worth_more(zeros: int) -> None:
+    """Where the draft has one or two tokens and the tree three children, the further ones are drawn uniformly."""
+    table = random_table(VOCABULARY, seed=3, zeros=zeros)
+    found = {verifier: run("sequoia that goes on", verifier, 3, table=table) for verifier in ("sequoia", "recursive")}
+    for result in found.values():
+        assert distance(result.law, wanted(3)) < 1e-10
+    assert found["sequoia"].drafted > found["recursive"].drafted + 0.5
+    assert found["sequoia"].accepted > found["recursive"].accepted + 0.05
+
+
+def test_the_proof_sees_a_uniform_draw_that_reports_another_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    def likeliest(self: Exhaustive, of: int) -> Any:
+        pick = Distinct.next(self, of)
+        if pick is None and (uniform := self._from(self._untried)) is not None:
+            pick = Pick(int(self._untried.argmax()), 0.0, uniform.law)
+        if pick is not None:
+            self._untried[pick.token] = 0.0
+        return pick
+
+    monkeypatch.setattr(Exhaustive, "next", likeliest)
+    table = random_table(VOCABULARY, seed=3, zeros=2)
+    assert distance(run("sequoia that goes on", "sequoia", 3, table=table).law, wanted(3)) > 1e-3
 
 
 def test_the_proof_sees_draws_that_are_not_independent(monkeypatch: pytest.MonkeyPatch) -> None:

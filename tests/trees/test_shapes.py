@@ -98,6 +98,16 @@ def test_a_law_without_enough_tokens_gives_fewer_children() -> None:
         assert found.drafted == 2
 
 
+def test_nodes_with_fewer_children_than_planned_are_counted() -> None:
+    tree = built("rsd_c(branches='3 1')")
+    grown(tree, table(4, zeros=2), law="distinct", nodes=6)
+    assert tree.clipped == 1
+    for law, zeros, nodes in (("distinct", 0, 6), ("replacement", 2, 6), ("distinct", 2, 2)):
+        tree = built("rsd_c(branches='3 1')")
+        grown(tree, table(4, zeros=zeros), law=law, nodes=nodes)
+        assert tree.clipped == 0
+
+
 def test_nothing_follows_the_end_of_a_text() -> None:
     found, asked = grown(built("rsd_c(branches='4 1')"), table(), nodes=8, ends=frozenset({2}))
     end = found.tokens.tolist().index(2, 1)
