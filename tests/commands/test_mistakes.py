@@ -26,6 +26,10 @@ CASES = {
     "empty stop": (["--stop", ""], "an empty string would stop at once"),
     "unknown dtype": (["--dtype", "float8"], "dtype: 'float8' is unknown"),
     "unusable device": (["--device", "meta"], "device: 'meta' is not supported"),
+    "a draft beyond the context": (
+        ["-d", "recycling(nodes=1000000000)"],
+        "(nodes=1000000000): too many to draft; the context",
+    ),
     "options for none": (["-d", "none(1)"], "none: 1 values given; its options are none"),
     "drafts of many samples": (["--n", "2", "--show-drafts"], "show-drafts: colours one text"),
     "drafts in an object": (["--json", "--show-drafts"], "show-drafts: colours one text"),
