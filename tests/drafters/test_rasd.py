@@ -173,16 +173,16 @@ def error(make: Any, verifier: str, length: int = 3) -> float:
 @pytest.mark.parametrize("verifier", ["recursive", "specinfer", "spectr", "optimal"])
 @pytest.mark.parametrize("tree", ["rsd_c(1)", "dyspec(threshold=0.3)"])
 def test_the_law_is_kept(tree: str, verifier: str) -> None:
-    assert error(lambda: RASD(draft(tree), "ngram(candidates=2)", nodes=2), verifier) < 1e-9
+    assert error(lambda: RASD(draft(tree), "ngram(candidates=2)", nodes=2), verifier) < 1e-10
 
 
 def test_the_law_is_kept_under_shared_noise() -> None:
-    assert error(lambda: RASD(draft("rsd_c(1)"), "ngram(candidates=2)", nodes=1), "coupled", 2) < 1e-9
+    assert error(lambda: RASD(draft("rsd_c(1)"), "ngram(candidates=2)", nodes=1), "coupled", 2) < 1e-10
 
 
 @pytest.mark.parametrize("verifier", ["recursive", "specinfer"])
 def test_the_law_is_kept_when_copies_depend_on_what_was_drawn(verifier: str) -> None:
-    assert error(lambda: Onlooker(draft("rsd_c(2)"), "copier", nodes=2), verifier) < 1e-9
+    assert error(lambda: Onlooker(draft("rsd_c(2)"), "copier", nodes=2), verifier) < 1e-10
 
 
 def test_copies_chosen_by_what_was_drawn_may_not_come_before_it() -> None:
