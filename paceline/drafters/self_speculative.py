@@ -48,7 +48,7 @@ class SelfSpeculative(SelfDraft):
         confidence: a draft ends with the first token of a lower probability under the draft.
     """
 
-    of: Any = "unified"
+    of: Any = "exit"
     length: int | None = 6
     confidence: float = 0.6
     _rule: Watched = field(init=False, repr=False)

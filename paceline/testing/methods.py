@@ -53,7 +53,7 @@ DRAFTERS: tuple[str, ...] = (
     "early_exit",
     "early_exit(layer=1, length=3, confidence=0)",
     "self_speculative(confidence=0)",
-    "self_speculative(skip(attention='1 2', mlp='2'), length=3, confidence=0.3)",
+    "self_speculative(skip(attention=1, mlp=1), length=3, confidence=0.3)",
     "swift",
     "swift(skip=0.8, confidence=0, length=3, window=2, max_score=1.0)",
     "swift(skip=0.3, confidence=0, length=4, tries=0, siblings=true)",

@@ -40,7 +40,7 @@ THOROUGH = ("T5, gated", "BART")
 #: Drafters that meet all others.
 BRIEFLY = ("ngram(candidates=4, confidence=0)", "recycling", "aggressive(confidence=0)")
 #: Drafters that run only some layers of the target, or a copy of a Llama.
-REFUSING = ("quantised", "early_exit", "swift", "del", "easyspec")
+REFUSING = ("quantised", "early_exit", "self_speculative", "swift", "del", "easyspec")
 
 
 @cache

@@ -109,7 +109,9 @@ def test_a_view_drafts_what_it_says_as_the_model(path: str) -> None:
 def test_a_view_that_drafts_breaks_its_schedule_and_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Unified, "view", lambda rule, places, layers: Exit(2 if places.max() < 3 else layers))
     with pytest.raises(Unsupported, match=r"Unified.speedup=2.0. lets layer 2 attend behind"):
-        engine_of("module", "self_speculative(confidence=0)").generate(PROMPTS[0], max_new_tokens=12, ignore_eos=True)
+        engine_of("module", "self_speculative(unified, confidence=0)").generate(
+            PROMPTS[0], max_new_tokens=12, ignore_eos=True
+        )
 
 
 def test_nothing_is_drafted_before_the_prompt_is_cached() -> None:
