@@ -31,9 +31,9 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, WARM, WORTH, Luck, Mean, Pace, Rest
+from paceline.drafters.expense import PATIENCE, WARM, Luck, Mean, Pace, Rest
 from paceline.drafters.prices import MARGIN, Prices, clock
-from paceline.drafters.worth import HALF_LIFE, Form, Offer, Record, Seen, Trust
+from paceline.drafters.worth import EVER, HALF_LIFE, Form, Offer, Offers, Record, Seen, Trust, surplus
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
@@ -62,7 +62,7 @@ class Past:
     """
 
     def __init__(self, members: int = 0) -> None:
-        self.records = [Record(Trust(PAST * HALF_LIFE)) for _ in range(members)]
+        self.records = [Record(Trust(PAST * HALF_LIFE), offers=Offers(EVER)) for _ in range(members)]
         self.brought, self.luck, self.texts = Form(PATIENCE, PATIENCE), Luck(), 0
 
 
@@ -73,6 +73,7 @@ class Notes(Shared):
     Attributes:
         past: what is known of others like it.
         records: of each member.
+        weight: drafts in a batch that what others saw of such drafts counts for.
         rest: when nobody is asked.
         steps: steps so far.
         reach: tokens that a paid member is asked for.
@@ -82,6 +83,7 @@ class Notes(Shared):
 
     past: Past = field(default_factory=Past)
     records: list[Record] = field(default_factory=list)
+    weight: float = EARNEST
     rest: Rest = field(default_factory=Rest)
     steps: int = 0
     reach: int = 1
@@ -158,8 +160,8 @@ class Auto(Ensemble):
         notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
         # A draft that reads the prompt in vain is felt by the whole batch: one text in some tries it for all.
         notes.past.texts += 1
-        weight = EARNEST if notes.past.texts % TRIES else 1.0
-        notes.records = [record.hint(weight) for record in notes.past.records]
+        notes.weight = EARNEST if notes.past.texts % TRIES else 1.0
+        notes.records = [record.hint() for record in notes.past.records]
         notes.rest = Rest(notes.past.brought.hint(PATIENCE))
 
     def end(self, sequence: Sequence) -> None:
@@ -175,7 +177,7 @@ class Auto(Ensemble):
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
-            self._ask_all(asked, limits, best, rows)
+            paid = self._ask_all(asked, limits, best, rows)
             offers = [best[s] for s in sequences]
             shares = [s.drafts.past.luck.share for s in sequences]
             # In a batch, where a token brings less, nothing is drafted beside a prompt.
@@ -183,7 +185,8 @@ class Auto(Ensemble):
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
-            self._asking.add((clock() - began) / len(asked))
+            # Whether to ask drafters that take time is decided for each of them.
+            self._asking.add((clock() - began - paid) / len(asked))
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
@@ -193,18 +196,24 @@ class Auto(Ensemble):
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
-    ) -> None:
-        """Ask every member that may have something; `best` becomes the best drafts."""
+    ) -> float:
+        """Ask every member that may have something; `best` becomes the best drafts.
+
+        Returns:
+            Seconds that members took which take time.
+        """
         paid = [i for i, pace in enumerate(self._paces) if pace() > FREE * self._prices.passes(1)]
         for member in range(len(self.members)):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
+        began = clock()
         for member in paid:
             hopeful = [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]
             # What nobody knows yet, one text finds out for all.
             unknown = [s for s in hopeful if not self._known(member, s, rows)]
             if hopeful := [s for s in hopeful if s not in unknown[1:]]:
                 self._offers(member, hopeful, limits, best, rows)
+        return clock() - began
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if not sequence.drafts.rest.now:
@@ -215,7 +224,7 @@ class Auto(Ensemble):
         super().observe([outcome for outcome in outcomes if not outcome.sequence.drafts.rest.now])
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
-        if self._prices.end() and self._prices.node:
+        if self._prices.end():
             for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
                 like = [o for o in outcomes if o.sequence.drafts.past is past]
                 past.luck.add(sum(o.sequence.drafts.hoped for o in like), sum(len(o.path) - 1 for o in like))
@@ -261,18 +270,23 @@ class Auto(Ensemble):
         best: dict[Sequence, Offer],
         rows: int,
     ) -> None:
-        """Ask a member; its draft replaces a worse one."""
+        """Ask a member; its draft replaces a worse one. Drawn tokens must be judged, so nothing replaces them."""
+        sequences = [s for s in sequences if best[s].tree.draws is None]
+        if not sequences:
+            return
         began = clock()
         self.members[member].worth = self._prices.worth(rows)
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
         self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
+            notes: Notes = s.drafts
             offer = Offer.none(tree.root)
             if tree.drafted:
-                offer = Offer.of(tree, s.drafts.records[member].trust.corrected(tree))
+                offer = Offer.of(tree, notes.records[member].trust.corrected(tree))
             if rows > 1:
-                self._promise(member, s.drafts, offer, rows)
-            # What is paid already does not count; drawn tokens must be judged.
+                for record in (notes.records[member], notes.past.records[member]):
+                    record.offers.add(offer)
+            # What is paid already does not count.
             better = tree.drafted and self._prices.rate(offer, rows) > self._prices.rate(best[s], rows)
             if better or tree.draws is not None:
                 best[s] = offer
@@ -287,36 +301,43 @@ class Auto(Ensemble):
         """Tokens a member that takes time is asked for. In a batch, what is cut off again should not be drafted."""
         return min(notes.reach, notes.sent + 2) if rows > 1 else notes.reach
 
-    def _promise(self, member: int, notes: Notes, offer: Offer, rows: int) -> None:
-        """Learn how much faster a batch would be with drafts like this one."""
-        rates = self._prices.rates(offer.discounted(notes.past.luck.share / MARGIN), rows)
-        for record in (notes.records[member], notes.past.records[member]):
-            record.promise.add(max(1.0, float(rates.max() / rates[0])), 0)
-
     def _known(self, member: int, sequence: Sequence, rows: int) -> bool:
         """Whether it is known what asking a member takes, and in a batch what it promises."""
-        promised = sequence.drafts.past.records[member].promise.steps
-        return self._paces[member].known and (rows == 1 or promised >= WARM)
+        return self._paces[member].known and (rows == 1 or sequence.drafts.past.records[member].offers.count >= WARM)
 
     def _hopeful(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
         """Whether a member that takes time may beat the best draft so far."""
+        pace, notes = self._paces[member], sequence.drafts
         if offer.tree.draws is not None:
             return False
-        pace, notes = self._paces[member], sequence.drafts
-        own, past = (records[member] for records in (notes.records, notes.past.records))
-        seen, before = (own.form, past.form.hint()) if rows == 1 else (own.promise, past.promise.hint(EARNEST))
-        known = seen if seen.steps else before
-        if not known.steps or not pace.known:
+        if not pace.known:
+            return True
+        return (self._promising if rows > 1 else self._faster)(
+            member, notes, offer, pace(rows, self._reach(notes, rows)), rows
+        )
+
+    def _faster(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
+        """Whether a text alone may get more tokens a second from a member than from a draft that is there."""
+        own, past = notes.records[member].form, notes.past.records[member].form.hint()
+        known = own if own.steps else past
+        if not known.steps:
             return True
         brings, nodes = known.tokens / known.steps, known.nodes / known.steps
         # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
         brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / known.steps)
-        spent = pace(rows, self._reach(notes, rows))
-        if rows == 1:
-            step = self._prices.passes(1 + round(nodes)) + self._prices.beside(1, nodes)
-            return brings / float(step + spent) > self._prices.rate(offer, rows)
-        step = self._prices.plain(rows)
-        return (brings - self._prices.rate(offer, rows) * step) * step > WORTH * spent
+        step = self._prices.passes(1 + round(nodes)) + self._prices.beside(1, nodes)
+        return brings / float(step + spent) > self._prices.rate(offer, rows)
+
+    def _promising(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
+        """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them."""
+        own, past = notes.records[member].offers, notes.past.records[member].offers
+        if not past.count:
+            return True
+        share, row = notes.past.luck.share / MARGIN, self._prices.row(rows)
+        seen = own.count + notes.weight
+        brings = (own.count * own.value(share, row) + notes.weight * past.value(share, row)) / seen
+        brings += self.explore * math.sqrt(math.log(1 + notes.steps) / seen)
+        return (brings - float(surplus(offer.gains, share, row))) * self._prices.plain(rows) > spent
 
 
 def _pocket_draft(target: CausalModel) -> Drafter | None:

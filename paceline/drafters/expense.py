@@ -20,6 +20,8 @@ SHARE, LONGEST = 0.01, 16
 WORTH = 2.0
 #: Calls until a drafter's time is known.
 WARM = 3
+#: Tokens that are taken to have come as expected before anything is known.
+CALM = 8.0
 #: Steps that a text's drafts are given until it is known what they bring.
 PATIENCE = 4.0
 
@@ -74,27 +76,30 @@ class Pace:
 class Beside:
     """Seconds of a step beside its pass, by texts and drafted tokens.
 
-    A single text's statistics say what judging and keeping took; of a batch, what the whole step took beyond the pass
-    of so many rows, since that was measured with one context for all.
+    A single text's statistics say what judging and keeping took. Of a batch it is what the whole step took beyond the
+    pass of so many rows, whose costs were measured with one context for all: each text's share, and what a step with
+    drafts takes more. The latter is taken for nothing until it is seen, and forgotten where it is not seen again: else
+    one step that something held up would end drafting for good.
     """
 
     def __init__(self) -> None:
-        self._batches: dict[tuple[int, bool], float] = {}
+        self._text: float | None = None
+        self._drafts = 0.0
         self._plain: float | None = None
         self._drafted: float | None = None
 
     def __call__(self, texts: int, nodes: float | np.ndarray = 0) -> float | np.ndarray:
         """For `texts` texts with `nodes` drafted tokens each."""
         if texts > 1:
-            plain, drafted = self._batches.get((texts, False)), self._batches.get((texts, True))
-            plain, drafted = (x if x is not None else y or 0.0 for x, y in ((plain, drafted), (drafted, plain)))
-            return np.where(np.asarray(nodes) > 0, drafted, plain)
+            return texts * (self._text or 0.0) + np.where(np.asarray(nodes) > 0, self._drafts, 0.0)
         return (self._plain or 0.0) + (self._drafted or 0.0) * nodes
 
     def batch(self, texts: int, drafted: bool, seconds: float) -> None:
         """A step of several texts, with drafts or without, took so long beyond its pass."""
-        known = self._batches.get((texts, drafted))
-        self._batches[texts, drafted] = seconds if known is None else known + NEWS * (seconds - known)
+        more = seconds - texts * (self._text or 0.0)
+        if not drafted or self._text is None or more < 0:
+            self._text = moved(self._text, seconds / texts)
+        self._drafts += NEWS * ((max(0.0, more) if drafted and self._text is not None else 0.0) - self._drafts)
 
     def single(self, nodes: int, seconds: float) -> None:
         """Judging and keeping took so long in a step of one text."""
@@ -104,25 +109,25 @@ class Beside:
             self._drafted = moved(self._drafted, max(0.0, seconds - self._plain) / nodes)
 
 
-@dataclass
 class Luck:
     """How much of what drafts were expected to bring they brought.
 
     Of several drafts the one is taken that looks best, and what looks best was judged too well more often than not.
+    What happened longer ago counts less, so that after a run of bad luck drafts are tried again.
     """
 
-    expected: float = 4.0
-    brought: float = 4.0
+    def __init__(self) -> None:
+        self._expected, self._brought = 0.0, 0.0
 
     def add(self, expected: float, brought: float) -> None:
         """A step whose drafts were expected to bring some tokens brought so many."""
         fade = 1 - NEWS / 2
-        self.expected, self.brought = fade * self.expected + expected, fade * self.brought + brought
+        self._expected, self._brought = fade * self._expected + expected, fade * self._brought + brought
 
     @property
     def share(self) -> float:
         """Of an expectation, what will come."""
-        return min(1.25, self.brought / self.expected)
+        return min(1.25, (CALM + self._brought) / (CALM + self._expected))
 
 
 @dataclass

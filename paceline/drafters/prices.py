@@ -66,12 +66,13 @@ class Prices:
         seconds = self.passes.each(portions.rows) + self.beside(texts, portions.rows - texts)
         return portions.sizes(int((portions.gains / seconds).argmax()))
 
+    def row(self, texts: int) -> float:
+        """What a drafted token's row takes, in tokens that plain decoding of so many texts would bring meanwhile."""
+        return (self.passes(2 * texts) - self.passes(texts)) / self.plain(texts)
+
     def worth(self, texts: int) -> float:
         """Chance, as a drafter guesses it, below which a token is surely not worth its row; 0 for a text alone."""
-        if texts == 1:
-            return 0.0
-        row = (self.passes(2 * texts) - self.passes(texts)) / texts
-        return SLACK * row * texts / self.plain(texts)
+        return SLACK * self.row(texts) if texts > 1 else 0.0
 
     def begin(self, texts: int, rows: int) -> None:
         """A step of so many texts sets out on a pass of so many rows."""

@@ -21,6 +21,9 @@ CLASSES = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
 CENTRES = np.concatenate([(np.concatenate([[0.0], CLASSES[:-1]]) + CLASSES) / 2, [0.985]])
 WEIGHT = 8.0
 
+#: Drafts that are remembered of one text and of all, and how many of their nodes.
+LATELY, EVER, NODES = 8, 64, 32
+
 #: The order and the gains of a draft without nodes.
 _NO_NODES, _BONUS = np.zeros(0, np.int64), np.ones(1)
 
@@ -114,25 +117,6 @@ class Form:
 
 
 @dataclass
-class Record:
-    """How one drafter did, in one text or in many.
-
-    Attributes:
-        trust: how far its guesses held.
-        form: what steps of a text alone brought in which it was asked.
-        promise: in a batch, how many times as fast as without its drafts would have been, had every text one like it.
-    """
-
-    trust: Trust = field(default_factory=Trust)
-    form: Form = field(default_factory=Form)
-    promise: Form = field(default_factory=Form)
-
-    def hint(self, weight: float) -> Record:
-        """The same with little weight, in a batch so much: where another text starts."""
-        return Record(self.trust.hint(), self.form.hint(), self.promise.hint(weight))
-
-
-@dataclass
 class Offer:
     """A draft with the chance that each node is accepted.
 
@@ -172,3 +156,53 @@ class Offer:
         if nodes >= self.tree.drafted or self.tree.draws is not None:
             return self.tree
         return self.tree.select(np.concatenate([[0], np.sort(self.order[:nodes])]))
+
+
+class Offers:
+    """The last drafts of one drafter, as far as what they promised goes.
+
+    What they are worth depends on what a row costs at the time: more in a batch than for a text alone.
+    """
+
+    def __init__(self, most: int = LATELY) -> None:
+        self._gains, self.count = np.ones((most, NODES + 1)), 0
+
+    def add(self, offer: Offer) -> None:
+        """Remember a draft in the place of the oldest."""
+        kept, gains = self._gains[self.count % len(self._gains)], offer.gains[: NODES + 1]
+        kept[: len(gains)], kept[len(gains) :] = gains, gains[-1]
+        self.count += 1
+
+    def value(self, share: float, row: float) -> float:
+        """Tokens that such a draft brings beyond its rows, each cut where that is most; 0 where nothing is known.
+
+        Args:
+            share: of what each node is expected to bring, what counts.
+            row: what a row costs, in tokens.
+        """
+        known = self._gains[: self.count]
+        return float(surplus(known, share, row).mean()) if len(known) else 0.0
+
+
+def surplus(gains: np.ndarray, share: float, row: float) -> np.ndarray:
+    """`[...]` tokens that drafts of gains `[..., N + 1]` bring beyond their rows, cut where that is most."""
+    return np.asarray((share * (gains - 1) - row * np.arange(gains.shape[-1])).max(-1))
+
+
+@dataclass
+class Record:
+    """How one drafter did, in one text or in many.
+
+    Attributes:
+        trust: how far its guesses held.
+        form: what steps of a text alone brought in which it was asked.
+        offers: its last drafts in a batch.
+    """
+
+    trust: Trust = field(default_factory=Trust)
+    form: Form = field(default_factory=Form)
+    offers: Offers = field(default_factory=Offers)
+
+    def hint(self) -> Record:
+        """The same with little weight: where another text starts."""
+        return Record(self.trust.hint(), self.form.hint())

@@ -17,15 +17,15 @@ typedef struct {
 } layer;
 
 typedef struct {
-    int64_t layers, rows, batch, hidden, queries, keys, dim, inner, vocabulary, half, wanted, longest, threads;
+    int64_t layers, rows, hidden, queries, keys, dim, inner, vocabulary, half, wanted, longest, threads;
     int64_t cache_row, cache_head;
     float epsilon, scale;
 } shape;
 
-/* What a pass is about: where each batch row's new slots begin in the cache, and what each token sees. */
+/* What a pass is about: each token's row and slot of the cache, and the slots that it sees. */
 typedef struct {
     const float *rope;
-    const int64_t *cache_rows, *starts;
+    const int64_t *cache_rows, *places;
     const int32_t *slots;
     const int64_t *first, *wanted;
 } pass;
@@ -130,7 +130,7 @@ static void normalise_rows(const float *x, const float *weight, const shape *s, 
 /* Rotate queries and keys in place, and put keys and values where they belong in the cache. */
 static void place(const layer *l, const shape *s, const pass *p, float *qkv)
 {
-    int64_t heads = s->queries + 2 * s->keys, width = s->rows / s->batch;
+    int64_t heads = s->queries + 2 * s->keys;
 #pragma omp for collapse(2) schedule(static)
     for (int64_t r = 0; r < s->rows; r++)
         for (int64_t h = 0; h < heads; h++) {
@@ -143,9 +143,9 @@ static void place(const layer *l, const shape *s, const pass *p, float *qkv)
                     x[j] = b * cosines[j] + a * sines[j];
                 }
             if (h < s->queries) continue;
-            int64_t b = r / width, kept = (h - s->queries) % s->keys, slot = p->starts[b] + r % width;
+            int64_t kept = (h - s->queries) % s->keys;
             float *store_at = h < s->queries + s->keys ? l->keys : l->values;
-            store_at += p->cache_rows[b] * s->cache_row + kept * s->cache_head + slot * s->dim;
+            store_at += p->cache_rows[r] * s->cache_row + kept * s->cache_head + p->places[r] * s->dim;
             memcpy(store_at, x, s->dim * sizeof(float));
         }
 }
@@ -154,12 +154,12 @@ static void place(const layer *l, const shape *s, const pass *p, float *qkv)
 static void look_back(const layer *l, const shape *s, const pass *p, const float *qkv, const int64_t *some,
                       int64_t rows, float *out, float *scores)
 {
-    int64_t heads = s->queries + 2 * s->keys, width = s->rows / s->batch;
+    int64_t heads = s->queries + 2 * s->keys;
 #pragma omp for collapse(2) schedule(static)
     for (int64_t i = 0; i < rows; i++)
         for (int64_t h = 0; h < s->queries; h++) {
             int64_t r = some ? some[i] : i;
-            int64_t at = p->cache_rows[r / width] * s->cache_row + h / (s->queries / s->keys) * s->cache_head;
+            int64_t at = p->cache_rows[r] * s->cache_row + h / (s->queries / s->keys) * s->cache_head;
             const float *q = qkv + (r * heads + h) * s->dim;
             const int32_t *seen = p->slots + p->first[r];
             int64_t n = p->first[r + 1] - p->first[r];

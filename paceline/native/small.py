@@ -34,7 +34,7 @@ class _CShape(Structure):
         *(
             (name, c_int64)
             for name in (
-                "layers", "rows", "batch", "hidden", "queries", "keys", "dim", "inner", "vocabulary", "half", "wanted",
+                "layers", "rows", "hidden", "queries", "keys", "dim", "inner", "vocabulary", "half", "wanted",
                 "longest", "threads", "cache_row", "cache_head",
             )
         ),
@@ -43,7 +43,7 @@ class _CShape(Structure):
 
 
 class _CPass(Structure):
-    _fields_ = tuple((name, c_void_p) for name in ("rope", "cache_rows", "starts", "slots", "first", "wanted"))
+    _fields_ = tuple((name, c_void_p) for name in ("rope", "cache_rows", "places", "slots", "first", "wanted"))
 
 
 class SmallLlama:
@@ -102,24 +102,27 @@ class SmallLlama:
         hidden: tuple[int, ...] = (),
     ) -> tuple[Tensor, dict[int, Tensor]]:
         """Logits `[N, V]` of `[B, T]` tokens, all or those at the flat indices `rows`; no `hidden` states."""
-        at = positions.numpy().ravel()
+        visible = mask.numpy()[:, 0] > HIDDEN
+        ids, at, visible = tokens.numpy().ravel(), positions.numpy().ravel(), visible.reshape(-1, visible.shape[-1])
+        wanted = np.arange(len(at)) if rows is None else rows.numpy()
+        real = cache.pending.real
+        if real is not None:  # what fills up the rows of texts with fewer tokens is not computed
+            ids, at, visible, wanted = ids[real], at[real], visible[real], np.searchsorted(real, wanted)
         if (last := int(at.max())) >= len(self._rope):
             self._rope = rope_table(self._rotary, 2 * last).numpy()
-        visible = mask.numpy()[:, 0] > HIDDEN
-        counts = visible.sum(-1).ravel()
+        counts = visible.sum(-1)
         first = np.concatenate([[0], counts.cumsum()])
-        x, rope, slots = self._table[tokens.numpy().ravel()], self._rope[at], visible.nonzero()[2].astype(np.int32)
-        wanted = np.arange(len(at)) if rows is None else rows.numpy()
-        starts = np.array(cache.pending.starts)
-        where = np.arange(cache.pending.first, cache.pending.first + len(starts))
+        x, rope, slots = self._table[ids], self._rope[at], visible.nonzero()[1].astype(np.int32)
+        where, places = cache.pending.places
+        where = where + cache.pending.first
         shape = self._shape
-        shape.rows, shape.batch, shape.wanted = len(at), len(starts), len(wanted)
+        shape.rows, shape.wanted = len(at), len(wanted)
         shape.longest, shape.threads = int(counts.max()), torch.get_num_threads()
         self._aim(cache)
         logits = torch.empty(len(wanted), shape.vocabulary)
         width = 2 * shape.hidden + (2 * shape.queries + 2 * shape.keys) * shape.dim + shape.inner
         room = torch.empty(len(at) * width)
-        about = _CPass(*(array.ctypes.data for array in (rope, where, starts, slots, first, wanted)))
+        about = _CPass(*(array.ctypes.data for array in (rope, where, places, slots, first, wanted)))
         pointers = (self._norm.data_ptr(), self._head.data_ptr(), x.ctypes.data, room.data_ptr(), logits.data_ptr())
         self._run(self._layers, byref(shape), byref(about), *pointers)
         return logits, {}
