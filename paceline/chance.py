@@ -31,6 +31,10 @@ class Chance(ABC):
             `[n]` int64 tokens on the device of `scores`. Row i is distributed as `softmax(scores[i])`.
         """
 
+    def noise(self, position: int, size: int) -> torch.Tensor | None:
+        """`[size]` float32 Gumbel noise with which `couple` draws at a position, where it draws in that way."""
+        return None
+
     def top(self, scores: torch.Tensor, positions: Sequence[int], count: int) -> torch.Tensor:
         """The tokens that the noise of each row's position ranks first, the one that `couple` draws leading.
 
@@ -63,6 +67,16 @@ class Chance(ABC):
         """A token from `p`: `[V]` non-negative weights with a positive sum."""
 
 
+def couple_each(scores: torch.Tensor, chances: Sequence[Chance], positions: Sequence[int]) -> torch.Tensor:
+    """`[n]` tokens, row i drawn as `chances[i].couple` draws it at `positions[i]`, all at once where that can be."""
+    noise = [chance.noise(at, scores.shape[-1]) for chance, at in zip(chances, positions, strict=True)]
+    known = [row for row in noise if row is not None]
+    if len(known) == len(noise):
+        return (scores + torch.stack(known).to(scores.device, non_blocking=True)).argmax(-1)
+    rows = scores.split(1)
+    return torch.cat([c.couple(row, [at]) for c, row, at in zip(chances, rows, positions, strict=True)])
+
+
 class OtherChance(Chance):
     """The same shared noise as a chance's, and independent draws that are independent of that chance's own.
 
@@ -76,6 +90,9 @@ class OtherChance(Chance):
 
     def couple(self, scores: torch.Tensor, positions: Sequence[int]) -> torch.Tensor:
         return self.chance.couple(scores, positions)
+
+    def noise(self, position: int, size: int) -> torch.Tensor | None:
+        return self.chance.noise(position, size)
 
     def top(self, scores: torch.Tensor, positions: Sequence[int], count: int) -> torch.Tensor:
         return self.chance.top(scores, positions, count)

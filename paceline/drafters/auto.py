@@ -287,8 +287,7 @@ class Auto(Ensemble):
                 for record in (notes.records[member], notes.past.records[member]):
                     record.offers.add(offer)
             # What is paid already does not count.
-            better = tree.drafted and self._prices.rate(offer, rows) > self._prices.rate(best[s], rows)
-            if better or tree.draws is not None:
+            if tree.draws is not None or (tree.drafted and self._prices.prefers(offer, best[s], rows)):
                 best[s] = offer
 
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
@@ -312,11 +311,12 @@ class Auto(Ensemble):
             return False
         if not pace.known:
             return True
-        return (self._promising if rows > 1 else self._faster)(
-            member, notes, offer, pace(rows, self._reach(notes, rows)), rows
-        )
+        spent = pace(rows, self._reach(notes, rows))
+        if rows == 1:
+            return self._faster(member, notes, offer, spent)
+        return self._promising(member, notes, offer, spent, rows)
 
-    def _faster(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
+    def _faster(self, member: int, notes: Notes, offer: Offer, spent: float) -> bool:
         """Whether a text alone may get more tokens a second from a member than from a draft that is there."""
         own, past = notes.records[member].form, notes.past.records[member].form.hint()
         known = own if own.steps else past
@@ -326,7 +326,7 @@ class Auto(Ensemble):
         # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
         brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / known.steps)
         step = self._prices.passes(1 + round(nodes)) + self._prices.beside(1, nodes)
-        return brings / float(step + spent) > self._prices.rate(offer, rows)
+        return brings / float(step + spent) > self._prices.rate(offer)
 
     def _promising(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
         """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them."""

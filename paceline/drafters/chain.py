@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from paceline.caches import Row
-from paceline.chance import Chance
+from paceline.chance import Chance, couple_each
 from paceline.drafters.second import SecondModel
 from paceline.sequence import Sequence
 from paceline.tree import TokenTree
@@ -70,6 +70,10 @@ class Run:
     def draws(self) -> bool:
         """Whether tokens are drawn independently of the target's."""
         return self.law not in ("shared", "fixed")
+
+    def like(self, other: Run) -> bool:
+        """Whether its tokens follow the same policy and law as another's."""
+        return self.law == other.law and self.sequence.pipeline == other.sequence.pipeline
 
     @property
     def position(self) -> int:
@@ -133,6 +137,28 @@ class Run:
         return replace(chain, odds=np.array([1.0, *self.odds]))
 
 
+def ask_all(runs: Seq[Run], logits: torch.Tensor) -> list[torch.Tensor]:
+    """What each run's `ask` returns of its row of `logits` `[len(runs), V]`; texts of one policy are asked together."""
+    try:
+        if len(runs) > 1 and not runs[0].draws and all(run.like(runs[0]) for run in runs):
+            return _asked_together(runs, logits)
+    except Exception:  # one of them is to blame; asked alone, it ends its own draft
+        pass
+    return [run.ask(logits[i : i + 1]) for i, run in enumerate(runs)]
+
+
+def _asked_together(runs: Seq[Run], logits: torch.Tensor) -> list[torch.Tensor]:
+    scores = runs[0].sequence.pipeline.transform(logits, [run.state for run in runs])
+    for run, row in zip(runs, scores, strict=True):
+        run.scores = row
+    if runs[0].law == "fixed":
+        tokens = scores.argmax(-1)
+    else:
+        tokens = couple_each(scores, [run.chance for run in runs], [run.position for run in runs])
+    chances = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    return list(torch.stack([tokens.double(), chances.double()], -1))
+
+
 class ChainModel(SecondModel):
     """A second model that writes chains."""
 
@@ -140,7 +166,7 @@ class ChainModel(SecondModel):
         """Finish some drafts, a pass a token; each ends where the chance that it holds falls below `least`."""
         while active := [run for run in runs if len(run.tokens) < run.limit]:
             logits = self._score(active)
-            asked = [run.ask(logits[i : i + 1]) for i, run in enumerate(active)]
+            asked = ask_all(active, logits)
             # Everything the host needs leaves the device in one transfer.
             host, at = torch.cat(asked).cpu(), 0
             for run, answer in zip(active, asked, strict=True):

@@ -96,10 +96,13 @@ class Beside:
 
     def batch(self, texts: int, drafted: bool, seconds: float) -> None:
         """A step of several texts, with drafts or without, took so long beyond its pass."""
-        more = seconds - texts * (self._text or 0.0)
-        if not drafted or self._text is None or more < 0:
+        if self._text is None:
+            self._text = seconds / texts
+            return
+        more = seconds - texts * self._text
+        if not drafted or more < 0:
             self._text = moved(self._text, seconds / texts)
-        self._drafts += NEWS * ((max(0.0, more) if drafted and self._text is not None else 0.0) - self._drafts)
+        self._drafts += NEWS * (max(0.0, more) - self._drafts) if drafted else -NEWS / 2 * self._drafts
 
     def single(self, nodes: int, seconds: float) -> None:
         """Judging and keeping took so long in a step of one text."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from paceline.drafters.expense import Beside
 from paceline.drafters.portions import Portions
-from paceline.drafters.worth import Offer
+from paceline.drafters.worth import Offer, surplus
 from paceline.models.costs import PassCosts
 
 clock = time.perf_counter
@@ -40,17 +40,21 @@ class Prices:
         """Seconds of a step without drafts."""
         return float(self.passes(texts) + self.beside(texts))
 
-    def rates(self, gains: np.ndarray, texts: int) -> np.ndarray:
-        """Of drafts of 0, 1, ... tokens that bring `gains` tokens, each of `texts` texts having one: of each text."""
+    def rates(self, gains: np.ndarray) -> np.ndarray:
+        """Of drafts of 0, 1, ... tokens that bring `gains` tokens, for a text alone."""
         nodes = np.arange(len(gains))
-        seconds = self.passes.each(texts * (1 + nodes)) + self.beside(texts, nodes)
-        return np.asarray(gains / seconds)
+        return np.asarray(gains / (self.passes.each(1 + nodes) + self.beside(1, nodes)))
 
-    def rate(self, offer: Offer, texts: int) -> float:
-        """Of a draft like this one in each of so many texts, at its best size."""
-        if not offer.tree.drafted:
-            return 1 / self.plain(texts)
-        return float(self.rates(offer.gains, texts).max())
+    def rate(self, offer: Offer) -> float:
+        """Of a draft of a text alone, at its best size."""
+        return float(self.rates(offer.gains).max()) if offer.tree.drafted else 1 / self.plain(1)
+
+    def prefers(self, offer: Offer, other: Offer, texts: int) -> bool:
+        """Whether a draft is worth more than another, in a batch of so many texts."""
+        if texts == 1:
+            return self.rate(offer) > self.rate(other)
+        row = self.row(texts)
+        return bool(surplus(offer.gains, 1.0, row) > surplus(other.gains, 1.0, row))
 
     def sizes(self, offers: Seq[Offer], shares: Seq[float]) -> list[int]:
         """How much of each draft to score, so that all texts together advance fastest.
@@ -61,7 +65,7 @@ class Prices:
         """
         texts = len(offers)
         if texts == 1:
-            return [int(self.rates(offers[0].gains, 1).argmax())]
+            return [int(self.rates(offers[0].gains).argmax())]
         portions = Portions(offers, [share / MARGIN for share in shares], self.padded)
         seconds = self.passes.each(portions.rows) + self.beside(texts, portions.rows - texts)
         return portions.sizes(int((portions.gains / seconds).argmax()))

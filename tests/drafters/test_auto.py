@@ -279,6 +279,21 @@ def test_the_law_is_kept(verifier: object, free: float, monkeypatch: pytest.Monk
     assert distance(law, autoregressive(engine.model, pipeline, [0, 1, 0, 2, 0], 3)) < 1e-10
 
 
+@pytest.mark.parametrize("seed", [2, 3, 4])
+def test_a_drawn_draft_is_never_replaced(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether another draft looks better depends on what was drawn: to replace it would favour some tokens."""
+    monkeypatch.setattr(auto, "FREE", 1e9)
+    monkeypatch.setattr(auto, "clock", itertools.count(0.0, 0.01).__next__)
+    engine, pipeline = engine_of_tables(random_table(3, seed=1)), Pipeline((), greedy=False)
+
+    def make() -> Auto:
+        model = DraftModel(TabularModel(random_table(3, seed=seed), 3, name="draft"), length=1, confidence=0.0)
+        return Auto(copy=model, table="ngram", draft=None, shape="chain")
+
+    law = decoded(engine, [0, 1, 0, 2, 0], 2, make, Rejection(), pipeline).law  # type: ignore[arg-type]
+    assert distance(law, autoregressive(engine.model, pipeline, [0, 1, 0, 2, 0], 2)) < 1e-9
+
+
 def engine_of_tables(table: object) -> object:
     from paceline import Engine
 

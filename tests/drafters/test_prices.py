@@ -16,8 +16,8 @@ FLAT_TO_SIX = PassCosts({1: 1.0, 6: 1.0, 12: 1.6, 24: 2.8})
 
 def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     chooser = Prices(PassCosts({1: 1.0, 64: 64.0}))
-    gains = np.array([1.0, 1.9, 2.7])
-    assert chooser.rates(gains, 8).argmax() == 0
+    offers = [Offer.of(TokenTree.chain(0, [1, 2]), np.array([1.0, 0.9, 0.8]))] * 8
+    assert chooser.sizes(offers, [1.0] * 8) == [0] * 8
     now = [0.0]
     monkeypatch.setattr(prices, "clock", lambda: now[0])
     for texts in (1, 8):
@@ -27,8 +27,22 @@ def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pyt
     assert not chooser.end(), "no step has begun since"
     assert (chooser.beside(8), chooser.beside(1)) == (pytest.approx(92.0), 0.0)
     assert (chooser.plain(8), chooser.plain(1)) == (pytest.approx(100.0), 1.0)
-    assert chooser.rates(gains, 8).argmax() == 2
-    assert chooser.rates(gains, 1).argmax() == 0
+    assert chooser.sizes(offers, [1.0] * 8) == [2] * 8
+    assert chooser.sizes(offers[:1], [1.0]) == [0]
+
+
+def test_of_two_drafts_the_worthier_is_preferred() -> None:
+    """A row takes 0.1, of a batch of four 0.4 of the tokens that its texts bring meanwhile."""
+    chooser = Prices(PassCosts({1: 1.0, 2: 1.1, 32: 4.1}))
+    likely, long = (Offer.of(TokenTree.chain(0, range(1, n + 1)), np.array([1.0, *odds])) for n, odds in (
+        (1, [0.9]), (4, [0.6, 0.5, 0.4, 0.3])
+    ))  # fmt: skip
+    assert chooser.prefers(long, likely, 1)
+    assert chooser.row(4) == pytest.approx(0.4 / 1.3)
+    assert chooser.prefers(likely, long, 4)
+    none = Offer.none(0)
+    assert chooser.prefers(likely, none, 4)
+    assert not chooser.prefers(none, none, 4)
 
 
 def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
@@ -46,7 +60,7 @@ def test_the_size_of_a_draft_maximises_tokens_a_second() -> None:
         kept = offer.cut(width)
         found = (1 + sum(odds[list(kept.tokens[1:])])) / FLAT_TO_SIX(len(kept))
         assert found == pytest.approx(best)
-        assert chooser.rate(offer, 1) == pytest.approx(best)
+        assert chooser.rate(offer) == pytest.approx(best)
 
 
 def test_nothing_is_drafted_where_a_row_costs_more_than_it_brings() -> None:
