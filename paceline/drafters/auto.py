@@ -31,7 +31,7 @@ import torch
 
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import PATIENCE, WARM, Luck, Mean, Pace, Rest
+from paceline.drafters.expense import HOPE, PATIENCE, WARM, Luck, Mean, Pace, Rest
 from paceline.drafters.prices import MARGIN, Prices, clock
 from paceline.drafters.worth import EVER, HALF_LIFE, Form, Offer, Offers, Record, Seen, Trust, surplus
 from paceline.errors import BadRequest, PacelineError
@@ -63,7 +63,7 @@ class Past:
 
     def __init__(self, members: int = 0) -> None:
         self.records = [Record(Trust(PAST * HALF_LIFE), offers=Offers(EVER)) for _ in range(members)]
-        self.brought, self.luck, self.texts = Form(PATIENCE, PATIENCE), Luck(), 0
+        self.brought, self.luck, self.texts = Form(PATIENCE, HOPE * PATIENCE), Luck(), 0
 
 
 @dataclass
@@ -185,8 +185,8 @@ class Auto(Ensemble):
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
-            # Whether to ask drafters that take time is decided for each of them.
-            self._asking.add((clock() - began - paid) / len(asked))
+            # In a batch it is foretold whether drafters that take time are worth theirs.
+            self._asking.add((clock() - began - (paid if rows > 1 else 0)) / len(asked))
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):

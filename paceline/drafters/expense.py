@@ -22,8 +22,8 @@ WORTH = 2.0
 WARM = 3
 #: Tokens that are taken to have come as expected before anything is known.
 CALM = 8.0
-#: Steps that a text's drafts are given until it is known what they bring.
-PATIENCE = 4.0
+#: Steps that a text's drafts are given until it is known what they bring, and plain steps that each is taken to save.
+PATIENCE, HOPE = 4.0, 0.5
 
 
 def moved(known: float | None, seen: float) -> float:
@@ -146,7 +146,7 @@ class Rest:
         now: the step at hand is one.
     """
 
-    brought: Form = field(default_factory=lambda: Form(PATIENCE, PATIENCE))
+    brought: Form = field(default_factory=lambda: Form(PATIENCE, HOPE * PATIENCE))
     left: int = 0
     now: bool = False
 

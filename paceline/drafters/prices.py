@@ -64,6 +64,8 @@ class Prices:
             shares: in a batch, how much of what each is expected to bring comes true.
         """
         texts = len(offers)
+        if not any(offer.tree.drafted for offer in offers):
+            return [0] * texts
         if texts == 1:
             return [int(self.rates(offers[0].gains).argmax())]
         portions = Portions(offers, [share / MARGIN for share in shares], self.padded)
