@@ -24,16 +24,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from paceline.drafters.base import Drafter, Outcome
-from paceline.drafters.ensemble import Budget, Ensemble, Shared, as_seen, built
-from paceline.drafters.expense import HOPE, PATIENCE, WARM, Luck, Mean, Pace, Rest
+from paceline.drafters.ensemble import Budget, Ensemble, as_seen, built
+from paceline.drafters.expense import WARM, Mean, Pace
+from paceline.drafters.notes import Notes, Past
 from paceline.drafters.prices import MARGIN, Prices, clock
-from paceline.drafters.worth import EVER, HALF_LIFE, Form, Offer, Offers, Record, Seen, Trust, surplus
+from paceline.drafters.worth import Offer, Seen, surplus
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
@@ -46,50 +47,8 @@ TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 FREE = 0.02
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
-#: What a batch's texts know of drafts weighs so many steps, but for one text in TRIES.
-EARNEST, TRIES = 8.0, 8
-#: How many times as long as one text's, what is known of all texts' guesses lasts.
-PAST = 16
-
-
-class Past:
-    """What is known of all texts of one temperature.
-
-    Attributes:
-        records: of each member.
-        brought, luck: of all drafts.
-        texts: how many there were.
-    """
-
-    def __init__(self, members: int = 0) -> None:
-        self.records = [Record(Trust(PAST * HALF_LIFE), offers=Offers(EVER)) for _ in range(members)]
-        self.brought, self.luck, self.texts = Form(PATIENCE, HOPE * PATIENCE), Luck(), 0
-
-
-@dataclass
-class Notes(Shared):
-    """What is known of one text.
-
-    Attributes:
-        past: what is known of others like it.
-        records: of each member.
-        weight: drafts in a batch that what others saw of such drafts counts for.
-        rest: when nobody is asked.
-        steps: steps so far.
-        reach: tokens that a paid member is asked for.
-        sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
-        spent: seconds of judging and keeping until before it; None: nobody was asked in it.
-    """
-
-    past: Past = field(default_factory=Past)
-    records: list[Record] = field(default_factory=list)
-    weight: float = EARNEST
-    rest: Rest = field(default_factory=Rest)
-    steps: int = 0
-    reach: int = 1
-    sent: int = 0
-    hoped: float = 0.0
-    spent: float | None = None
+#: Share of a plain step that a drafter is taken to need before it was ever asked.
+GUESS = 0.4
 
 
 @method(
@@ -156,13 +115,8 @@ class Auto(Ensemble):
     def begin(self, sequence: Sequence) -> None:
         self._live += 1  # `end` follows also where a member fails to begin
         super().begin(sequence)
-        notes: Notes = sequence.drafts
-        notes.past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
-        # A draft that reads the prompt in vain is felt by the whole batch: one text in some tries it for all.
-        notes.past.texts += 1
-        notes.weight = EARNEST if notes.past.texts % TRIES else 1.0
-        notes.records = [record.hint() for record in notes.past.records]
-        notes.rest = Rest(notes.past.brought.hint(PATIENCE))
+        past = self._past.setdefault(round(sequence.request.sampling.temperature, 1), Past(len(self.members)))
+        sequence.drafts.start(past, sequence.pipeline.greedy)
 
     def end(self, sequence: Sequence) -> None:
         self._live -= sequence.drafts is not None
@@ -216,12 +170,22 @@ class Auto(Ensemble):
         return clock() - began
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        if not sequence.drafts.rest.now:
-            return super().peek(sequence, tree, logits, scores)
-        return logits.new_empty(0)
+        notes: Notes = sequence.drafts
+        seen = logits.new_empty(0) if notes.rest.now else super().peek(sequence, tree, logits, scores)
+        if not notes.curious:
+            return seen
+        return torch.cat([seen.double(), scores[:1].log_softmax(-1).amax(-1).exp().double()])
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
-        super().observe([outcome for outcome in outcomes if not outcome.sequence.drafts.rest.now])
+        told = []
+        for outcome in outcomes:
+            notes: Notes = outcome.sequence.drafts
+            if notes.curious:
+                notes.wonder(float(outcome.peeked[-1]))
+                outcome = replace(outcome, peeked=outcome.peeked[:-1])
+            if not notes.rest.now:
+                told.append(outcome)
+        super().observe(told)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         if self._prices.end():
@@ -309,6 +273,8 @@ class Auto(Ensemble):
         pace, notes = self._paces[member], sequence.drafts
         if offer.tree.draws is not None:
             return False
+        if rows == 1 and notes.knows_nothing_of(member):
+            return self._tempting(notes, offer)
         if not pace.known:
             return True
         spent = pace(rows, self._reach(notes, rows))
@@ -316,12 +282,17 @@ class Auto(Ensemble):
             return self._faster(member, notes, offer, spent)
         return self._promising(member, notes, offer, spent, rows)
 
+    def _tempting(self, notes: Notes, offer: Offer) -> bool:
+        """Whether to try a member of which nothing is known in a text alone: where the target is unsure, later."""
+        if notes.sure is None:
+            return False
+        brings = 1 + notes.sure + 2 * self.explore * math.sqrt(math.log(1 + notes.steps))
+        return brings / ((1 + GUESS) * self._prices.plain(1)) > self._prices.rate(offer)
+
     def _faster(self, member: int, notes: Notes, offer: Offer, spent: float) -> bool:
         """Whether a text alone may get more tokens a second from a member than from a draft that is there."""
         own, past = notes.records[member].form, notes.past.records[member].form.hint()
         known = own if own.steps else past
-        if not known.steps:
-            return True
         brings, nodes = known.tokens / known.steps, known.nodes / known.steps
         # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
         brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / known.steps)

@@ -181,7 +181,7 @@ def test_a_text_starts_from_what_others_of_its_temperature_taught(slow: Slow) ->
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX
     chooser = Auto(copy=None, table=None, draft=slow)
-    engine.generate([5], drafter=chooser, max_new_tokens=60, ignore_eos=True)
+    engine.generate([5], drafter=chooser, max_new_tokens=150, ignore_eos=True)
     chances = []
     for temperature in (0.0, 0.9):
         start(engine, [6], drafter=chooser, temperature=temperature)

@@ -1,0 +1,77 @@
+"""What `auto` knows of one text, and of all texts like it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from paceline.drafters.ensemble import Shared
+from paceline.drafters.expense import HOPE, PATIENCE, Luck, Rest, moved
+from paceline.drafters.worth import EVER, HALF_LIFE, Form, Offers, Record, Trust
+
+#: What a batch's texts know of drafts weighs so many steps, but for one text in TRIES.
+EARNEST, TRIES = 8.0, 8
+#: How many times as long as one text's, what is known of all texts' guesses lasts.
+PAST = 16
+
+
+class Past:
+    """What is known of all texts of one temperature.
+
+    Attributes:
+        records: of each member.
+        brought, luck: of all drafts.
+        texts: how many there were.
+    """
+
+    def __init__(self, members: int = 0) -> None:
+        self.records = [Record(Trust(PAST * HALF_LIFE), offers=Offers(EVER)) for _ in range(members)]
+        self.brought, self.luck, self.texts = Form(PATIENCE, HOPE * PATIENCE), Luck(), 0
+
+
+@dataclass
+class Notes(Shared):
+    """What is known of one text.
+
+    Attributes:
+        past: what is known of others like it.
+        records: of each member.
+        weight: drafts in a batch that what others saw of such drafts counts for.
+        rest: when nobody is asked.
+        sure: how likely the target's likeliest next token has been under the policy, on the mean; None: not known yet.
+        curious: whether that is asked for, since some member was never asked by such a text.
+        steps: steps so far.
+        reach: tokens that a paid member is asked for.
+        sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
+        spent: seconds of judging and keeping until before it; None: nobody was asked in it.
+    """
+
+    past: Past = field(default_factory=Past)
+    records: list[Record] = field(default_factory=list)
+    weight: float = EARNEST
+    rest: Rest = field(default_factory=Rest)
+    sure: float | None = None
+    curious: bool = False
+    steps: int = 0
+    reach: int = 1
+    sent: int = 0
+    hoped: float = 0.0
+    spent: float | None = None
+
+    def start(self, past: Past, greedy: bool) -> None:
+        """A text begins, knowing what others taught."""
+        self.past, self.records = past, [record.hint() for record in past.records]
+        # A draft that reads the prompt in vain is felt by the whole batch: one text in some tries it for all.
+        past.texts += 1
+        self.weight = EARNEST if past.texts % TRIES else 1.0
+        self.rest = Rest(past.brought.hint(PATIENCE))
+        self.sure = 1.0 if greedy else None
+        self.curious = not greedy and any(self.knows_nothing_of(i) for i in range(len(self.records)))
+
+    def knows_nothing_of(self, member: int) -> bool:
+        """Whether a member was never asked by a text alone, this one or another."""
+        return not (self.records[member].form.steps or self.past.records[member].form.steps)
+
+    def wonder(self, chance: float) -> None:
+        """The target's likeliest next token had this chance."""
+        self.sure = moved(self.sure, chance)
+        self.curious = any(self.knows_nothing_of(member) for member in range(len(self.records)))
