@@ -82,7 +82,7 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        self._asking, self._live = Mean(), 0
+        self._asking, self._choosing, self._live = Mean(), 0.0, 0
         self._past: dict[float, Past] = {}
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
@@ -140,7 +140,7 @@ class Auto(Ensemble):
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
             # In a batch it is foretold whether drafters that take time are worth theirs.
-            self._asking.add((clock() - began - (paid if rows > 1 else 0)) / len(asked))
+            self._choosing = (clock() - began - (paid if rows > 1 else 0)) / len(asked)
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
@@ -156,7 +156,8 @@ class Auto(Ensemble):
         Returns:
             Seconds that members took which take time.
         """
-        paid = [i for i, pace in enumerate(self._paces) if pace() > FREE * self._prices.passes(1)]
+        free = FREE * self._prices.passes(1)
+        paid = [i for i, pace in enumerate(self._paces) if not pace.count or pace() > free]
         for member in range(len(self.members)):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
@@ -171,7 +172,9 @@ class Auto(Ensemble):
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         notes: Notes = sequence.drafts
-        seen = logits.new_empty(0) if notes.rest.now else super().peek(sequence, tree, logits, scores)
+        if notes.rest.now:
+            return logits.new_empty(0)
+        seen = super().peek(sequence, tree, logits, scores)
         if not notes.curious:
             return seen
         return torch.cat([seen.double(), scores[:1].log_softmax(-1).amax(-1).exp().double()])
@@ -180,14 +183,16 @@ class Auto(Ensemble):
         told = []
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
+            if notes.rest.now:
+                continue
             if notes.curious:
                 notes.wonder(float(outcome.peeked[-1]))
                 outcome = replace(outcome, peeked=outcome.peeked[:-1])
-            if not notes.rest.now:
-                told.append(outcome)
+            told.append(outcome)
         super().observe(told)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
+        began, asked = clock(), sum(not outcome.sequence.drafts.rest.now for outcome in outcomes)
         if self._prices.end():
             for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
                 like = [o for o in outcomes if o.sequence.drafts.past is past]
@@ -214,6 +219,8 @@ class Auto(Ensemble):
             held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
+        if asked:
+            self._asking.add(self._choosing + (clock() - began) / asked)
 
     def _time_judging(self, sequence: Sequence) -> None:
         """Learn what the last step of a single text took beside its pass."""

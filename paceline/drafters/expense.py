@@ -62,9 +62,14 @@ class Pace:
             self._level.add(seconds / (1 + depth))
 
     @property
+    def count(self) -> int:
+        """How often it was asked."""
+        return self._alone.count + self._level.count
+
+    @property
     def known(self) -> bool:
         """Whether it was asked often enough to tell."""
-        return self._alone.count + self._level.count >= WARM
+        return self.count >= WARM
 
     def __call__(self, texts: int = 1, depth: int = 1) -> float:
         """Seconds of a call for so many texts that drafts so deep; of one text, as deep as it goes."""

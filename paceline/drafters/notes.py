@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paceline.drafters.ensemble import Shared
-from paceline.drafters.expense import HOPE, PATIENCE, Luck, Rest, moved
+from paceline.drafters.expense import HOPE, NEWS, PATIENCE, Luck, Rest
 from paceline.drafters.worth import EVER, HALF_LIFE, Form, Offers, Record, Trust
 
 #: What a batch's texts know of drafts weighs so many steps, but for one text in TRIES.
@@ -73,5 +73,6 @@ class Notes(Shared):
 
     def wonder(self, chance: float) -> None:
         """The target's likeliest next token had this chance."""
-        self.sure = moved(self.sure, chance)
+        before = 0.0 if self.sure is None else self.sure
+        self.sure = before + max(NEWS, 1 / (1 + self.steps)) * (chance - before)
         self.curious = any(self.knows_nothing_of(member) for member in range(len(self.records)))
