@@ -43,8 +43,8 @@ from paceline.tree import TokenTree
 
 #: What remembers successors where there is no draft model, by shape.
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
-#: A drafter that takes less than this share of a plain pass is free.
-FREE = 0.02
+#: A drafter that takes less than this share of a plain pass is free, one that takes so many times as much dear.
+FREE, DEAR = 0.02, 5
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
 #: Share of a plain step that a drafter is taken to need before it was ever asked.
@@ -131,7 +131,7 @@ class Auto(Ensemble):
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
-            paid = self._ask_all(asked, limits, best, rows)
+            dear = self._ask_all(asked, limits, best, rows)
             offers = [best[s] for s in sequences]
             shares = [s.drafts.past.luck.share for s in sequences]
             # In a batch, where a token brings less, nothing is drafted beside a prompt.
@@ -139,8 +139,7 @@ class Auto(Ensemble):
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
-            # In a batch it is foretold whether drafters that take time are worth theirs.
-            self._choosing = (clock() - began - (paid if rows > 1 else 0)) / len(asked)
+            self._choosing = (clock() - began - dear) / len(asked)
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
@@ -154,21 +153,22 @@ class Auto(Ensemble):
         """Ask every member that may have something; `best` becomes the best drafts.
 
         Returns:
-            Seconds that members took which take time.
+            Seconds that dear members took, for each of which it is foretold whether it is worth them.
         """
-        free = FREE * self._prices.passes(1)
-        paid = [i for i, pace in enumerate(self._paces) if not pace.count or pace() > free]
+        spent, paid = 0.0, [i for i in range(len(self.members)) if not self._free(i)]
         for member in range(len(self.members)):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
-        began = clock()
         for member in paid:
+            began = clock()
             hopeful = [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]
             # What nobody knows yet, one text finds out for all.
             unknown = [s for s in hopeful if not self._known(member, s, rows)]
             if hopeful := [s for s in hopeful if s not in unknown[1:]]:
                 self._offers(member, hopeful, limits, best, rows)
-        return clock() - began
+            if not self._free(member, DEAR):
+                spent += clock() - began
+        return spent
 
     def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         notes: Notes = sequence.drafts
@@ -254,18 +254,29 @@ class Auto(Ensemble):
             offer = Offer.none(tree.root)
             if tree.drafted:
                 offer = Offer.of(tree, notes.records[member].trust.corrected(tree))
-            if rows > 1:
-                for record in (notes.records[member], notes.past.records[member]):
-                    record.offers.add(offer)
+            for record in (notes.records[member], notes.past.records[member]):
+                record.offers.add(offer)
             # What is paid already does not count.
             if tree.draws is not None or (tree.drafted and self._prices.prefers(offer, best[s], rows)):
                 best[s] = offer
 
+    def _free(self, member: int, times: float = 1) -> bool:
+        """Whether a member takes next to no time, or at most so many times that."""
+        pace = self._paces[member]
+        return bool(pace.count) and pace() <= times * FREE * self._prices.passes(1)
+
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
-        if self._paces[member]() <= FREE * self._prices.passes(1):
+        if self._free(member):
             return limits
-        return min(nodes, self._reach(sequence.drafts, rows)), depth
+        notes: Notes = sequence.drafts
+        reach = self._reach(notes, rows)
+        record = notes.records[member]
+        if rows == 1 and (best := self._prices.best_length(record, self._paces[member])) is not None:
+            # Beyond the longest draft so far nobody knows.
+            length = best[0]
+            reach = min(reach, length if length < record.offers.longest else length + 2)
+        return min(nodes, reach), depth
 
     def _reach(self, notes: Notes, rows: int) -> int:
         """Tokens a member that takes time is asked for. In a batch, what is cut off again should not be drafted."""
@@ -302,9 +313,14 @@ class Auto(Ensemble):
         known = own if own.steps else past
         brings, nodes = known.tokens / known.steps, known.nodes / known.steps
         # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
-        brings += self.explore * (1 + nodes) * math.sqrt(math.log(1 + notes.steps) / known.steps)
-        step = self._prices.passes(1 + round(nodes)) + self._prices.beside(1, nodes)
-        return brings / float(step + spent) > self._prices.rate(offer)
+        hope = self.explore * math.sqrt(math.log(1 + notes.steps) / known.steps)
+        step = self._prices.passes(1 + round(nodes)) + float(self._prices.beside(1, nodes)) + spent
+        rate = (brings + hope * (1 + nodes)) / step
+        best = self._prices.best_length(notes.records[member], self._paces[member])
+        if best is not None:  # it may pay at another length alone
+            length, tokens, seconds = best
+            rate = max(rate, (tokens + hope * (1 + length)) / seconds)
+        return rate > self._prices.rate(offer)
 
     def _promising(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
         """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them."""

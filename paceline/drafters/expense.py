@@ -18,6 +18,8 @@ NEWS = 0.1
 SHARE, LONGEST = 0.01, 16
 #: How many times what asking takes drafts must bring: what they bring is known roughly.
 WORTH = 2.0
+#: Mean square of what depths differ by, below which they tell little of what each token takes.
+ALIKE = 0.2
 #: Calls until a drafter's time is known.
 WARM = 3
 #: Tokens that are taken to have come as expected before anything is known.
@@ -52,12 +54,13 @@ class Pace:
     """What asking a drafter takes: of a text alone, and of several by how deep the drafts are."""
 
     def __init__(self) -> None:
-        self._alone, self._level = Mean(), Mean()
+        self._alone, self._level, self._deep = Mean(), Mean(), Slope()
 
     def add(self, seconds: float, texts: int, depth: int) -> None:
         """A call for so many texts drafted so deep and took so long."""
         if texts == 1:
             self._alone.add(seconds)
+            self._deep.add(depth, seconds)
         else:
             self._level.add(seconds / (1 + depth))
 
@@ -76,6 +79,38 @@ class Pace:
         if self._level.count and (texts > 1 or not self._alone.count):
             return self._level.seconds * (1 + depth)
         return self._alone.seconds
+
+    def alone(self, depth: np.ndarray) -> np.ndarray:
+        """Seconds of calls for one text by how deep they draft; 0 where none was asked alone."""
+        return self._deep(depth) if self._deep.count else np.zeros_like(depth)
+
+
+class Slope:
+    """Seconds by depth: a straight line through what was seen lately, and through nothing where depths were alike.
+
+    The first times are longer than any other: of these the one counts that was shortest by depth.
+    """
+
+    def __init__(self) -> None:
+        self.count, self._sums = 0, np.zeros(5)
+
+    def add(self, depth: float, seconds: float) -> None:
+        """A call drafted so deep and took so long."""
+        self.count += 1
+        seen = np.array([1.0, depth, seconds, depth * depth, depth * seconds])
+        if self.count == 1 or (self.count <= WARM and seconds * self._sums[1] < self._sums[2] * max(depth, 1)):
+            self._sums = seen
+        elif self.count > WARM:
+            late = min(1.0, (3 * float(self(np.array(depth))) + 1e-5) / seconds) if seconds else 1.0
+            self._sums = (1 - NEWS / 2) * self._sums + seen * np.array([1.0, 1.0, late, 1.0, late])
+
+    def __call__(self, depth: np.ndarray) -> np.ndarray:
+        """Seconds of calls that draft so deep."""
+        weight, x, y, xx, xy = self._sums
+        x, y = x / weight, y / weight
+        spread, together, through = xx / weight - x * x, xy / weight - x * y, y / max(x, 1.0)
+        rise = min(max((together + ALIKE * through) / (spread + ALIKE), 0.0), through)
+        return np.asarray(y + rise * (depth - x))
 
 
 class Beside:

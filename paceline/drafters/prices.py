@@ -7,9 +7,9 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
-from paceline.drafters.expense import Beside
+from paceline.drafters.expense import WARM, Beside, Pace
 from paceline.drafters.portions import Portions
-from paceline.drafters.worth import Offer, surplus
+from paceline.drafters.worth import Offer, Record, surplus
 from paceline.models.costs import PassCosts
 
 clock = time.perf_counter
@@ -48,6 +48,28 @@ class Prices:
     def rate(self, offer: Offer) -> float:
         """Of a draft of a text alone, at its best size."""
         return float(self.rates(offer.gains).max()) if offer.tree.drafted else 1 / self.plain(1)
+
+    def best_length(self, record: Record, pace: Pace) -> tuple[int, float, float] | None:
+        """The length at which a drafter's drafts bring a text alone most tokens a second; None: not known yet.
+
+        Args:
+            record: how it did in that text.
+            pace: what asking it takes.
+
+        Returns:
+            The length, the tokens that such a step brings, and its seconds.
+        """
+        offers, form = record.offers, record.form
+        if offers.count < WARM or pace.count < WARM or not form.steps:
+            return None
+        gains, nodes = offers.by_length()
+        # As much of what they promised comes true as did in the steps so far.
+        promised = float(np.interp(form.nodes / form.steps, np.arange(len(gains)), gains)) - 1
+        share = min(1.25, (form.tokens / form.steps - 1) / max(promised, 1e-6))
+        gains = 1 + share * (gains - 1)
+        seconds = self.passes.each(1 + nodes) + self.beside(1, nodes) + pace.alone(nodes)
+        best = 1 + int((gains[1:] / seconds[1:]).argmax())
+        return best, float(gains[best]), float(seconds[best])
 
     def prefers(self, offer: Offer, other: Offer, texts: int) -> bool:
         """Whether a draft is worth more than another, in a batch of so many texts."""

@@ -165,12 +165,13 @@ class Offers:
     """
 
     def __init__(self, most: int = LATELY) -> None:
-        self._gains, self.count = np.ones((most, NODES + 1)), 0
+        self._gains, self._nodes, self.count = np.ones((most, NODES + 1)), np.zeros(most), 0
 
     def add(self, offer: Offer) -> None:
         """Remember a draft in the place of the oldest."""
-        kept, gains = self._gains[self.count % len(self._gains)], offer.gains[: NODES + 1]
-        kept[: len(gains)], kept[len(gains) :] = gains, gains[-1]
+        at, gains = self.count % len(self._gains), offer.gains[: NODES + 1]
+        self._gains[at, : len(gains)], self._gains[at, len(gains) :] = gains, gains[-1]
+        self._nodes[at] = len(gains) - 1
         self.count += 1
 
     def value(self, share: float, row: float) -> float:
@@ -182,6 +183,18 @@ class Offers:
         """
         known = self._gains[: self.count]
         return float(surplus(known, share, row).mean()) if len(known) else 0.0
+
+    @property
+    def longest(self) -> int:
+        """Nodes of the longest one."""
+        return int(self._nodes[: self.count].max(initial=0))
+
+    def by_length(self) -> tuple[np.ndarray, np.ndarray]:
+        """`[NODES + 1]` each: tokens that a step brought on the mean had at most n been drafted, and nodes drafted."""
+        if not self.count:
+            return np.ones(NODES + 1), np.zeros(NODES + 1)
+        nodes = np.minimum(self._nodes[: self.count, None], np.arange(NODES + 1))
+        return self._gains[: self.count].mean(0), nodes.mean(0)
 
 
 def surplus(gains: np.ndarray, share: float, row: float) -> np.ndarray:
@@ -196,7 +209,7 @@ class Record:
     Attributes:
         trust: how far its guesses held.
         form: what steps of a text alone brought in which it was asked.
-        offers: its last drafts in a batch.
+        offers: its last drafts.
     """
 
     trust: Trust = field(default_factory=Trust)

@@ -80,6 +80,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {"guarantee": Guarantee.LOSSLESS, "summary": "For tests.", "paper": "none", "year": 2026}
     method(name="slow", kind="drafter", **entry)(Slow)
     method(name="fallible", kind="drafter", **entry)(Fallible)
+    method(name="paid", kind="drafter", **entry)(Paid)
 
 
 @pytest.fixture
@@ -181,7 +182,8 @@ def test_a_text_starts_from_what_others_of_its_temperature_taught(slow: Slow) ->
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX
     chooser = Auto(copy=None, table=None, draft=slow)
-    engine.generate([5], drafter=chooser, max_new_tokens=150, ignore_eos=True)
+    for first in (5, 7, 8):
+        engine.generate([first], drafter=chooser, max_new_tokens=100, ignore_eos=True)
     chances = []
     for temperature in (0.0, 0.9):
         start(engine, [6], drafter=chooser, temperature=temperature)
@@ -244,6 +246,57 @@ def test_no_fixed_length_is_five_percent_faster(right: float, monkeypatch: pytes
 
     fixed = {length: seconds(Fallible(text, right, length)) for length in (1, 2, 3, 4, 5, 6, 8, 11, 16)}
     own = seconds(Auto(copy=Fallible(text, right), draft=None, table=None, shape="chain"))
+    assert own <= 1.05 * min(fixed.values()), fixed
+
+
+@dataclass(eq=False)
+class Paid(Fallible):
+    """Takes `share` of a pass for each token that it drafts."""
+
+    share: float = 0.2
+    now: list[float] = field(default_factory=lambda: [0.0])
+
+    def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
+        trees = super().propose(sequences, budget)
+        self.now[0] += self.share * sum(tree.drafted for tree in trees)
+        return trees
+
+
+def sped_up(right: float, share: float, length: int) -> float:
+    """How many times as fast a chain of so many tokens makes decoding, of which each holds with chance `right`."""
+    return (1 - right ** (length + 1)) / ((1 - right) * (length * share + 1))
+
+
+@pytest.mark.parametrize(
+    ("right", "share", "wanted"), [(0.8, 0.05, 8), (0.8, 0.2, 4), (0.6, 0.05, 4), (0.6, 0.6, 0), (0.8, 0.6, 1)]
+)
+def test_no_fixed_length_of_a_paid_draft_is_five_percent_faster(
+    registered: None, right: float, share: float, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert max(range(20), key=lambda length: sped_up(right, share, length)) == wanted
+    count, flat = 600, PassCosts({1: 1.0, 32: 1.0})
+    module = llama(context=count + 8)
+    module.generation_config.eos_token_id = None
+    engine = engine_of(module, "none")
+    engine.model.costs = flat
+    now, score = [0.0], engine.model.score
+    monkeypatch.setattr(auto, "clock", lambda: now[0])
+
+    def timed(*args: object, **options: object) -> object:
+        now[0] += 1.0
+        return score(*args, **options)
+
+    monkeypatch.setattr(engine.model, "score", timed)
+    text = generated(module, [5], count)
+
+    def seconds(drafter: Drafter) -> float:
+        began = now[0]
+        assert engine.generate([5], drafter=drafter, max_new_tokens=count).tokens == text
+        return now[0] - began
+
+    fixed = {n: seconds(Paid(text, right, n, share, now)) for n in (1, 2, 3, 4, 5, 6, 8, 11, 16)}
+    fixed[0] = float(count)
+    own = seconds(Auto(copy=None, draft=Paid(text, right, 31, share, now), table=None, shape="chain"))
     assert own <= 1.05 * min(fixed.values()), fixed
 
 

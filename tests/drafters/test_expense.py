@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.drafters.expense import LONGEST, SHARE, WARM, Beside, Luck, Mean, Pace, Rest, moved
+from paceline.drafters.expense import LONGEST, SHARE, WARM, Beside, Luck, Mean, Pace, Rest, Slope, moved
 
 
 def test_judging_is_learnt_by_drafted_token() -> None:
@@ -130,3 +130,21 @@ def test_a_batch_is_asked_by_depth_and_a_text_alone_as_a_whole() -> None:
     pace.add(0.7, texts=1, depth=2)
     assert pace.known
     assert (pace(), pace(1, 7), pace(4, 1)) == (0.5, 0.5, 2.0)
+
+
+def test_the_first_times_by_depth_count_as_the_shortest_of_them() -> None:
+    slope = Slope()
+    for depth, seconds in ((1, 9.0), (2, 4.0), (4, 20.0)):
+        slope.add(depth, seconds)
+    assert slope(np.array([1, 3])).tolist() == pytest.approx([2.0, 6.0])
+
+
+def test_what_a_call_takes_at_any_rate_is_told_from_what_a_token_takes() -> None:
+    slope = Slope()
+    for i in range(400):
+        depth = 1 + i % 5
+        slope.add(depth, 1.0 + 0.2 * depth)
+    assert slope(np.array([1, 5])).tolist() == pytest.approx([1.2, 2.0], rel=0.06)
+    before = float(slope(np.array(3)))
+    slope.add(3, 1000.0)  # something else held it up
+    assert float(slope(np.array(3))) < 1.3 * before

@@ -48,3 +48,14 @@ def test_of_a_long_draft_the_beginning_counts() -> None:
     offers = Offers()
     offers.add(offer(*[0.9] * (NODES + 5)))
     assert offers.value(1.0, 0.4) == pytest.approx(0.5 * NODES)
+
+
+def test_drafts_are_told_apart_by_length() -> None:
+    offers = Offers()
+    assert (offers.longest, offers.by_length()[0].max()) == (0, 1.0)
+    offers.add(offer(0.9, 0.5))
+    offers.add(offer(0.3))
+    gains, nodes = offers.by_length()
+    assert gains[:4] == pytest.approx([1.0, 1.6, 1.85, 1.85])
+    assert nodes[:4] == pytest.approx([0.0, 1.0, 1.5, 1.5])
+    assert offers.longest == 2
