@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from paceline.budgets import check_budgets
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, as_seen, built
 from paceline.drafters.expense import WARM, Mean, Pace
@@ -97,6 +98,7 @@ class Auto(Ensemble):
             raise BadRequest(f"auto(shape='chain'): {wrong[0]} as configured drafts trees")
 
     def attach(self, target: CausalModel) -> None:
+        check_budgets("auto", self, target, "most")
         super().attach(target)
         pocket = _pocket_draft(target) if self.draft == "pocket" else None
         if pocket is not None:
@@ -271,11 +273,8 @@ class Auto(Ensemble):
             return limits
         notes: Notes = sequence.drafts
         reach = self._reach(notes, rows)
-        record = notes.records[member]
-        if rows == 1 and (best := self._prices.best_length(record, self._paces[member])) is not None:
-            # Beyond the longest draft so far nobody knows.
-            length = best[0]
-            reach = min(reach, length if length < record.offers.longest else length + 2)
+        if rows == 1:
+            reach = min(reach, self._prices.sensible(notes.records[member], self._paces[member], self.most))
         return min(nodes, reach), depth
 
     def _reach(self, notes: Notes, rows: int) -> int:

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -116,10 +117,15 @@ class Ensemble(Drafter):
             with _OwnStates(i, sequences):
                 call(member)
 
-    def _overriding(self, name: str) -> list[int]:
+    def _overriding(self, name: str) -> tuple[int, ...]:
         """The members that do something there: a small model's step is too short for calls in vain."""
-        idle = getattr(Drafter, name)
-        return [i for i, member in enumerate(self.members) if getattr(type(member), name) is not idle]
+        return _overriding(tuple(map(type, self.members)), name)
+
+
+@cache
+def _overriding(kinds: tuple[type[Drafter], ...], name: str) -> tuple[int, ...]:
+    idle = getattr(Drafter, name)
+    return tuple(i for i, kind in enumerate(kinds) if getattr(kind, name) is not idle)
 
 
 class _OwnStates:

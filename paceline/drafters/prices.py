@@ -18,6 +18,9 @@ MARGIN = 1.15
 #: How far a drafter may be wrong who thinks that a token is hardly worth its row.
 SLACK = 0.6
 
+#: Share of a plain step that tokens may take which are asked for on trial.
+ASIDE = 0.05
+
 
 class Prices:
     """Seconds of steps, and rates: tokens a second.
@@ -70,6 +73,18 @@ class Prices:
         seconds = self.passes.each(1 + nodes) + self.beside(1, nodes) + pace.alone(nodes)
         best = 1 + int((gains[1:] / seconds[1:]).argmax())
         return best, float(gains[best]), float(seconds[best])
+
+    def sensible(self, record: Record, pace: Pace, most: int) -> int:
+        """Tokens for which to ask a drafter for a text alone: what pays, and some to see whether more do.
+
+        Its own stops, and what is cut off afterwards, know better than a mean; so cheap tokens are asked for freely.
+        """
+        best = self.best_length(record, pace)
+        if best is None:
+            return most
+        first, second = pace.alone(np.array([1.0, 2.0]))
+        cheap = int(min(most, ASIDE * self.plain(1) / max(float(second - first), 1e-9)))
+        return best[0] + max(2 if best[0] >= record.offers.longest else 0, cheap)
 
     def prefers(self, offer: Offer, other: Offer, texts: int) -> bool:
         """Whether a draft is worth more than another, in a batch of so many texts."""
