@@ -17,9 +17,10 @@ import torch
 
 from paceline.caches import TrieCache
 from paceline.errors import PacelineError
-from paceline.models.causal import CausalModel, Mask
+from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
 from paceline.models.fast import speed_up
+from paceline.models.forward import Mask
 from paceline.models.fusable import fusable
 from paceline.native import kernels
 from paceline.native.small import SmallLlama

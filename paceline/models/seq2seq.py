@@ -23,8 +23,9 @@ from transformers.modeling_outputs import BaseModelOutput
 from paceline.caches import Extension, Row, TrieCache
 from paceline.caches.source import SourceCache
 from paceline.errors import Unsupported
-from paceline.models.causal import CausalModel, Mask
+from paceline.models.causal import CausalModel
 from paceline.models.config import UNLIMITED, context, weight_bytes
+from paceline.models.forward import Mask
 from paceline.models.nodes import Nodes, laid_out, starts_of
 from paceline.models.positions import Places, placed, seams
 from paceline.models.views import View, ViewRule
