@@ -155,7 +155,7 @@ class Auto(Ensemble):
         """Ask every member that may have something; `best` becomes the best drafts.
 
         Returns:
-            Seconds that dear members took, for each of which it is foretold whether it is worth them.
+            Seconds that dear members took, in a batch all that take time: whether they are worth theirs is foretold.
         """
         spent, paid = 0.0, [i for i in range(len(self.members)) if not self._free(i)]
         for member in range(len(self.members)):
@@ -168,7 +168,7 @@ class Auto(Ensemble):
             unknown = [s for s in hopeful if not self._known(member, s, rows)]
             if hopeful := [s for s in hopeful if s not in unknown[1:]]:
                 self._offers(member, hopeful, limits, best, rows)
-            if not self._free(member, DEAR):
+            if rows > 1 or not self._free(member, DEAR):
                 spent += clock() - began
         return spent
 

@@ -167,6 +167,18 @@ def test_in_a_batch_all_ask_a_drafter_that_helps_one(slow: Slow) -> None:
     assert max(passes) < 60
 
 
+def test_in_a_batch_what_a_drafter_takes_puts_no_text_to_rest(slow: Slow) -> None:
+    """Whether it is worth its time is foretold; what counts as asking is the choice itself."""
+    slow.seconds = 0.03
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = FLAT_TO_SIX
+    chooser = Auto(copy=None, table=None, draft=slow)
+    results(engine, [[5], [6], [7], [8]], drafter=chooser, max_new_tokens=40, ignore_eos=True)
+    assert slow.asked > 3
+    assert chooser._asking.known
+    assert chooser._asking.seconds == 0
+
+
 def test_nobody_is_asked_beside_a_prompt_while_others_are_written(slow: Slow) -> None:
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX
