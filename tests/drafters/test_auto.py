@@ -176,7 +176,7 @@ def test_in_a_batch_what_a_drafter_takes_puts_no_text_to_rest(slow: Slow) -> Non
     results(engine, [[5], [6], [7], [8]], drafter=chooser, max_new_tokens=40, ignore_eos=True)
     assert slow.asked > 3
     assert chooser._asking.known
-    assert chooser._asking.seconds == 0
+    assert chooser._asking.seconds < 0.001
 
 
 def test_nobody_is_asked_beside_a_prompt_while_others_are_written(slow: Slow) -> None:
