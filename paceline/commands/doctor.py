@@ -100,7 +100,7 @@ def expectations(found: dict[str, Any]) -> Iterator[str]:
         yield "Even two rows cost noticeably more than one: drafts must be right often to pay."
     share = found["weight_bytes"] / bandwidth / one
     yield f"A pass of {found['model']} takes {one * 1e3:.1f} ms, of which reading its weights explains {share:.0%}."
-    if not found["bfloat16_native"]:
-        yield "This CPU does not multiply bfloat16 natively: float32 is the default."
+    if not found["bfloat16_fast"]:
+        yield "This CPU is not fast with bfloat16: float32 is the default."
     if found["threads"] < (found["cores"] or 1):
         yield f"torch uses {found['threads']} of {found['cores']} cores; OMP_NUM_THREADS may hold it back."

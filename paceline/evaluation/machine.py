@@ -11,6 +11,7 @@ from paceline import native
 from paceline.evaluation.provenance import provenance
 from paceline.evaluation.timing import Bandwidth
 from paceline.models.costs import ROWS, measure
+from paceline.models.loading import fast_bfloat16
 
 CONTEXT = 256
 #: Optional packages and what they are for.
@@ -55,7 +56,7 @@ def survey(model: Any) -> dict[str, Any]:
         "installed": installed(),
         "model": model.name,
         "dtype": str(model.module.dtype).removeprefix("torch."),
-        "bfloat16_native": torch.ops.mkldnn._is_mkldnn_bf16_supported() if model.device.type == "cpu" else True,
+        "bfloat16_fast": model.device.type != "cpu" or fast_bfloat16(),
         "forward_path": model.path,
         "kernels": native.reason(),
         "weight_bytes": model.nbytes,

@@ -36,7 +36,7 @@ def fusable(module: Any) -> str | None:
     if activation not in ACTIVATIONS:
         return f"hidden_act={activation!r} is none of {', '.join(ACTIVATIONS)}"
     reasons = [_unusual_rope(module.config), _unusual_matrix(head), _unusual_norm(body.norm)]
-    reasons += [_unusual_layer(layer) for layer in body.layers]
+    reasons += [_unusual_layer(layer, ACTIVATIONS[activation][0]) for layer in body.layers]
     return next((reason for reason in reasons if reason), None)
 
 
@@ -52,7 +52,7 @@ def _unusual_rope(config: Any) -> str | None:
     return None
 
 
-def _unusual_layer(layer: Any) -> str | None:
+def _unusual_layer(layer: Any, activation: str) -> str | None:
     parts = {name for name, _ in layer.named_children()}
     if parts != _LAYER:
         return f"a layer has {sorted(parts)} instead of {sorted(_LAYER)}"
@@ -62,17 +62,18 @@ def _unusual_layer(layer: Any) -> str | None:
     if not _MLP.issubset(name for name, _ in layer.mlp.named_children()):
         return f"the MLP lacks one of {sorted(_MLP)}"
     matrices = [getattr(layer.self_attn, name) for name in sorted(_ATTENTION)]
-    matrices += [getattr(layer.mlp, name) for name in sorted(_MLP)]
+    matrices += [layer.mlp.up_proj, layer.mlp.down_proj]
     norms = [getattr(layer, name) for name in sorted(_NORMS)]
     norms += [getattr(layer.self_attn, name) for name in sorted(names & _HEAD_NORMS)]
     reasons = [_unusual_matrix(matrix) for matrix in matrices] + [_unusual_norm(norm) for norm in norms]
+    reasons.append(_unusual_matrix(layer.mlp.gate_proj, activation))
     return next((reason for reason in reasons if reason), None)
 
 
-def _unusual_matrix(linear: Any) -> str | None:
+def _unusual_matrix(linear: Any, activation: str = "none") -> str | None:
     if type(linear) is not nn.Linear:
         return f"a matrix is a {type(linear).__name__} instead of a Linear"
-    return unpackable(linear.weight)
+    return unpackable(linear.weight, activation)
 
 
 def _unusual_norm(norm: Any) -> str | None:

@@ -12,6 +12,7 @@ from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
 from paceline.models.recurrent import RecurrentModel, is_recurrent
 from paceline.models.seq2seq import Seq2SeqModel, is_seq2seq
+from paceline.native import kernels
 from paceline.native.pages import trim
 
 POCKET = Path(__file__).resolve().parent.parent / "pocket"
@@ -32,8 +33,8 @@ def load_model(
 
     Args:
         model: name, path or module. A module in hand keeps its dtype and device unless told otherwise.
-        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; by default bfloat16 where the device computes it
-            natively, else float32.
+        dtype: `"float32"`, `"bfloat16"`, `"float16"` or `"float64"`; by default bfloat16 where the device is
+            fast with it, else float32.
         device: by default CUDA when there is one, else the CPU.
         fast: replace the forward pass by a faster equal one where that is possible (see `paceline.models.fast`). It
             takes the module over (its weights are packed away), so a module in hand is left as it is unless `True`.
@@ -110,7 +111,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
 
 
 def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torch.dtype:
-    """The dtype asked for, else bfloat16 where the device multiplies it natively, else float32. Raises `BadRequest`."""
+    """The dtype asked for, else bfloat16 where the device is fast with it, else float32. Raises `BadRequest`."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
@@ -119,8 +120,15 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> 
         return DTYPES[dtype]
     if device is not None and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported() and "avx512_bf16" in _cpu_flags()
-    return torch.bfloat16 if native else torch.float32
+    return torch.bfloat16 if fast_bfloat16() else torch.float32
+
+
+def fast_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: itself, or by kernels of our own."""
+    native = kernels()
+    if native is not None and native.library.widened_available():
+        return True
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
 
 
 def load_tokenizer(model: Any, tokenizer: Any = None, trust_remote_code: bool = False) -> Any:

@@ -77,8 +77,8 @@ def pack(
     return OneDNN(weight, bias)
 
 
-def unpackable(weight: Tensor) -> str | None:
-    """Why this weight cannot be packed on this machine, or None."""
+def unpackable(weight: Tensor, activation: str = "none") -> str | None:
+    """Why this weight cannot be packed on this machine with what its products may take (see `pack`), or None."""
     if weight.device.type != "cpu":
         return f"weights are on {weight.device}, packing is for cpu"
     if weight.dtype not in DTYPES:
@@ -86,7 +86,9 @@ def unpackable(weight: Tensor) -> str | None:
     if not torch.backends.mkldnn.is_available():
         return "this build of torch lacks oneDNN"
     if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return "this CPU has no bfloat16 support in oneDNN (AVX512 needed)"
+        native = kernels()
+        if native is None or not Panels.suits(native, weight, activation):
+            return "this CPU has no bfloat16 support in oneDNN (AVX512 needed), and no native kernel suits"
     return None
 
 

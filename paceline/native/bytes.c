@@ -6,7 +6,7 @@
 
 #include "lanes.h"
 
-enum { WIDE = 2 * LANES, MOST = 8, AHEAD = 8192, NEAR = 512, MIDDLE = 128 };
+enum { WIDE = 32, MOST = 8, AHEAD = 8192, NEAR = 512, MIDDLE = 128 };
 
 #ifdef __AVX512VNNI__
 

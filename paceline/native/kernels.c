@@ -96,25 +96,21 @@ static void score_team(const float *const *query, const float *keys, int64_t str
     }
 }
 
-/* `mix_block` for each of the team. */
+/* out [TILE * LANES] of each of the team += the values at `slots`, by the steps of `mix_block`. */
 static inline void mix_team(const float *values, int64_t stride, const int32_t *slots, float *const *weights, int64_t n,
                             float *const *out)
 {
-    lanes totals[TEAM][4];
+    lanes totals[TEAM][TILE];
     for (int t = 0; t < TEAM; t++)
-        for (int k = 0; k < 4; k++) totals[t][k] = load(out[t] + k * LANES);
+        for (int k = 0; k < TILE; k++) totals[t][k] = load(out[t] + k * LANES);
     for (int64_t j = 0; j < n; j++) {
-        const float *v = values + slots[j] * stride;
-        lanes a = load(v), b = load(v + LANES), c = load(v + 2 * LANES), d = load(v + 3 * LANES);
-        for (int t = 0; t < TEAM; t++) {
-            totals[t][0] += weights[t][j] * a;
-            totals[t][1] += weights[t][j] * b;
-            totals[t][2] += weights[t][j] * c;
-            totals[t][3] += weights[t][j] * d;
-        }
+        lanes v[TILE];
+        for (int k = 0; k < TILE; k++) v[k] = load(values + slots[j] * stride + k * LANES);
+        for (int t = 0; t < TEAM; t++)
+            for (int k = 0; k < TILE; k++) totals[t][k] += weights[t][j] * v[k];
     }
     for (int t = 0; t < TEAM; t++)
-        for (int k = 0; k < 4; k++) store(out[t] + k * LANES, totals[t][k]);
+        for (int k = 0; k < TILE; k++) store(out[t] + k * LANES, totals[t][k]);
 }
 
 /* One head for a team of queries; `first` and `mask` are those of its first query, of `size` queries in all. The first
@@ -142,8 +138,8 @@ static void attend_team(const float *query, const float *k, const float *v, cons
         shares[t] = n ? 1.0f / soften(own[t], n) : 0.0f;
     }
     memset(mixed, 0, TEAM * s->width * sizeof(float));
-    int64_t blocks = common ? s->width / (4 * LANES) * (4 * LANES) : 0;
-    for (int64_t at = 0; at < blocks; at += 4 * LANES) {
+    int64_t blocks = common ? s->width / SPAN * SPAN : 0;
+    for (int64_t at = 0; at < blocks; at += TILE * LANES) {
         float *there[TEAM] = {out[0] + at, out[1] + at, out[2] + at, out[3] + at};
         mix_team(v + at, s->value[2], slots + first[0], own, common, there);
     }

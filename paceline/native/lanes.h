@@ -1,4 +1,4 @@
-/* Vectors of 16 float32 numbers, and what the native operations make of them.
+/* Vectors of float32 numbers, as many as a register of the machine holds, and what the native operations make of them.
 
    A token's numbers are made by the same steps in the same order whatever else is in the batch: sums over a hidden
    state or a head run in lanes by index, sums over the past run in lanes by place on the token's path. */
@@ -11,12 +11,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LANES = 16 };
+/* TILE: vectors of a block of which the registers hold several; SPAN: numbers of a block of which they hold one. */
+#ifdef __AVX512F__
+enum { LANES = 16, TILE = 4, SPAN = 64 };
+#else
+enum { LANES = 8, TILE = 2, SPAN = 64 };
+#endif
 
-typedef float lanes __attribute__((vector_size(64), aligned(4), may_alias));
-typedef float eight __attribute__((vector_size(32)));
+typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float four __attribute__((vector_size(16)));
-typedef int32_t whole __attribute__((vector_size(64)));
+typedef int32_t whole __attribute__((vector_size(4 * LANES)));
 
 static inline lanes load(const float *p) { return *(const lanes *)p; }
 
@@ -34,6 +38,10 @@ static inline lanes pick(whole which, lanes yes, lanes no)
 {
     return (lanes)(((whole)yes & which) | ((whole)no & ~which));
 }
+
+#ifdef __AVX512F__
+
+typedef float eight __attribute__((vector_size(32)));
 
 static inline float sum(lanes x)
 {
@@ -56,6 +64,28 @@ static inline four sums(lanes a, lanes b, lanes c, lanes d)
     all += __builtin_shufflevector(all, all, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
     return __builtin_shufflevector(all, all, 0, 4, 8, 12);
 }
+
+#else
+
+static inline float sum(lanes x)
+{
+    four z = __builtin_shufflevector(x, x, 0, 1, 2, 3) + __builtin_shufflevector(x, x, 4, 5, 6, 7);
+    return (z[0] + z[2]) + (z[1] + z[3]);
+}
+
+/* `sum` of each of four, by the same steps. */
+static inline four sums(lanes a, lanes b, lanes c, lanes d)
+{
+    lanes ab = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+    lanes cd = __builtin_shufflevector(c, d, 0, 1, 2, 3, 8, 9, 10, 11) +
+               __builtin_shufflevector(c, d, 4, 5, 6, 7, 12, 13, 14, 15);
+    lanes all = __builtin_shufflevector(ab, cd, 0, 1, 4, 5, 8, 9, 12, 13) +
+                __builtin_shufflevector(ab, cd, 2, 3, 6, 7, 10, 11, 14, 15);
+    return __builtin_shufflevector(all, all, 0, 2, 4, 6) + __builtin_shufflevector(all, all, 1, 3, 5, 7);
+}
+
+#endif
 
 static inline float dot(const float *a, const float *b, int64_t n)
 {
@@ -159,22 +189,17 @@ static inline float soften(float *scores, int64_t n)
     return sum(total);
 }
 
-/* out [4 * LANES] += the values at `slots`, weighed: one chain of multiply-adds a number. */
+/* out [SPAN] += the values at `slots`, weighed: one chain of multiply-adds a number. */
 static inline void mix_block(const float *values, int64_t stride, const int32_t *slots, const float *weights, int64_t n,
                              float *out)
 {
-    lanes a = load(out), b = load(out + LANES), c = load(out + 2 * LANES), d = load(out + 3 * LANES);
+    lanes totals[SPAN / LANES];
+    for (int k = 0; k < SPAN / LANES; k++) totals[k] = load(out + k * LANES);
     for (int64_t j = 0; j < n; j++) {
         const float *v = values + slots[j] * stride;
-        a += weights[j] * load(v);
-        b += weights[j] * load(v + LANES);
-        c += weights[j] * load(v + 2 * LANES);
-        d += weights[j] * load(v + 3 * LANES);
+        for (int k = 0; k < SPAN / LANES; k++) totals[k] += weights[j] * load(v + k * LANES);
     }
-    store(out, a);
-    store(out + LANES, b);
-    store(out + 2 * LANES, c);
-    store(out + 3 * LANES, d);
+    for (int k = 0; k < SPAN / LANES; k++) store(out + k * LANES, totals[k]);
 }
 
 /* out [width] += the values at `slots`, weighed. */
@@ -182,7 +207,7 @@ static inline void mix(const float *values, int64_t stride, const int32_t *slots
                        float *out, int64_t width)
 {
     int64_t at = 0;
-    for (; at + 4 * LANES <= width; at += 4 * LANES) mix_block(values + at, stride, slots, weights, n, out + at);
+    for (; at + SPAN <= width; at += SPAN) mix_block(values + at, stride, slots, weights, n, out + at);
     for (; at < width; at += LANES) {
         int64_t part = width - at < LANES ? width - at : LANES;
         lanes total = load_part(out + at, part);

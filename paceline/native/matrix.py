@@ -1,14 +1,18 @@
-"""Matrices in bfloat16 for CPUs that multiply it natively (AVX512-BF16), by `matrix.c`.
+"""Matrices in bfloat16 for CPUs that multiply it natively (AVX512-BF16), by `matrix.c`, and others, by `widened.c`.
 
 A pass over few rows costs what reading the weights costs, and a core that multiplies while it reads asks for too little
 at a time: oneDNN gets two thirds of the memory's bandwidth with one row and half of it with eight. The kernel here
 fetches ahead of itself and gets nearly all of it, for up to eight rows; with hundreds of rows both compute at the
 CPU's limit. Where the CPU has matrix units (AMX), which oneDNN uses, it is left to oneDNN.
+
+CPUs with AVX2 alone have to widen bfloat16 to float32 first, for which oneDNN has nothing fast. Reading half the bytes
+is worth it: over up to three rows the memory is the limit there, beyond them computing is, which costs what it costs in
+float32.
 """
 
 from __future__ import annotations
 
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import CDLL, c_int, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -23,6 +27,13 @@ WIDE = 32
 _OPERATIONS = {"add": 1, "mul": 2}
 #: Of both kinds of product, behind the input and the weights.
 _AFTER: list[Any] = [c_void_p, c_int, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int64, c_int]
+
+
+def product_of(library: CDLL) -> Any:
+    """The function that multiplies panels on this CPU, or None."""
+    if library.matrix_available():
+        return library.matrix_product
+    return library.widened_product if library.widened_available() else None
 
 
 class Panels:
@@ -48,7 +59,7 @@ class Panels:
     def _lay_out(self, native: Kernels, panels: Tensor) -> None:
         """Keep `[out / WIDE, in / 2, WIDE, 2]`; sets what multiplies it, and `nbytes`."""
         self._panels = WEIGHTS.copy(panels)
-        self._run, self.nbytes = native.library.matrix_product, self._panels.nbytes
+        self._run, self.nbytes = product_of(native.library), self._panels.nbytes
 
     def _reads(self, rows: int) -> tuple[int, ...]:
         """Addresses of what a product of so many rows needs besides them."""
@@ -58,7 +69,7 @@ class Panels:
     def suits(native: Kernels, weight: Tensor, activation: str) -> bool:
         """Whether this machine has the kernel for it, with this activation behind it."""
         even = weight.dtype == torch.bfloat16 and weight.shape[1] % 2 == 0
-        return even and activation in ("none", "swish") and bool(native.library.matrix_available())
+        return even and activation in ("none", "swish") and product_of(native.library) is not None
 
     def times(self, x: Tensor, activation: str = "none", algorithm: str = "") -> Tensor:
         """`[R, in]` to `[R, out]`, with the bias, then the activation ("none" or "swish")."""

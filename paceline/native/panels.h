@@ -5,7 +5,7 @@
 
 #include "lanes.h"
 
-enum { WIDE = 2 * LANES };
+enum { WIDE = 32 };
 
 enum { SET, ADD, MULTIPLY };
 

@@ -1,14 +1,14 @@
 /* A whole pass of a very small Llama, in float32; `small.py` lays out its arguments.
 
-   Matrices lie in panels of PANEL outputs, `[outputs / PANEL, inputs, PANEL]`, the last one filled up with zeros: a
-   panel's sums are all in registers while its inputs go by. */
+   Matrices lie in panels of PANEL outputs, `[outputs / PANEL, inputs, PANEL]`, the last one filled up with zeros: the
+   sums of a panel, or of a part of it, are all in registers while its inputs go by. */
 
 #include "lanes.h"
 
-enum { PANEL = 4 * LANES, TOGETHER = 6 };
+enum { PANEL = 64, TOGETHER = 6 };
 
-typedef uint16_t halves __attribute__((vector_size(32), aligned(2), may_alias));
-typedef uint32_t words __attribute__((vector_size(64)));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 typedef struct {
     const void *qkv, *o, *gate, *up, *down;
@@ -37,25 +37,34 @@ static inline lanes load_weights(const void *weights, int64_t half, int64_t at)
     return (lanes)(bits << 16);
 }
 
+/* Vectors of outputs whose sums the registers hold for so many rows. */
+#ifdef __AVX512F__
+#define VECTORS(rows) 4
+#else
+#define VECTORS(rows) ((rows) == 1 ? 8 : (rows) <= 3 ? 4 : 2)
+#endif
+
 /* out[0:rows][0:PANEL] = the panel times rows <= TOGETHER of x. */
 static inline __attribute__((always_inline)) void few(const void *weights, int64_t half, int64_t panel, const float *x,
                                                       int64_t inputs, int rows, float out[][PANEL])
 {
-    lanes sums[TOGETHER][4] = {{{0}}};
-    int64_t at = panel * inputs * PANEL;
-    for (int64_t i = 0; i < inputs; i++, at += PANEL) {
-        lanes a = load_weights(weights, half, at), b = load_weights(weights, half, at + LANES);
-        lanes c = load_weights(weights, half, at + 2 * LANES), d = load_weights(weights, half, at + 3 * LANES);
-        for (int r = 0; r < rows; r++) {
-            float factor = x[r * inputs + i];
-            sums[r][0] += factor * a;
-            sums[r][1] += factor * b;
-            sums[r][2] += factor * c;
-            sums[r][3] += factor * d;
+    const int vectors = VECTORS(rows);
+    for (int from = 0; from < PANEL; from += vectors * LANES) {
+        lanes sums[TOGETHER][PANEL / LANES] = {{{0}}};
+        int64_t at = panel * inputs * PANEL + from;
+        for (int64_t i = 0; i < inputs; i++, at += PANEL) {
+#pragma GCC unroll 8
+            for (int k = 0; k < vectors; k++) {
+                lanes weight = load_weights(weights, half, at + k * LANES);
+#pragma GCC unroll 6
+                for (int r = 0; r < rows; r++) sums[r][k] += x[r * inputs + i] * weight;
+            }
         }
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; r++)
+#pragma GCC unroll 8
+            for (int k = 0; k < vectors; k++) store(out[r] + from + k * LANES, sums[r][k]);
     }
-    for (int r = 0; r < rows; r++)
-        for (int k = 0; k < 4; k++) store(out[r] + k * LANES, sums[r][k]);
 }
 
 static void product(const void *weights, int64_t half, int64_t panel, const float *x, int64_t inputs, int64_t rows,

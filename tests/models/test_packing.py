@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from models.architectures import build
-from paceline.models.packing import DTYPES, PackedLinear, pack_linears
+from paceline.models.packing import DTYPES, PackedLinear, pack_linears, unpackable
 from paceline.native import kernels
+from paceline.native.matrix import Panels
 
 #: Inputs and outputs of a layer: of tiny models, uneven ones, and those of small real models.
 SHAPES = [(32, 48), (48, 61), (257, 130), (576, 1536), (1536, 576)]
@@ -199,11 +200,24 @@ def test_nothing_is_packed_where_onednn_cannot(
     net.bfloat16()
     before = weights(net)
     monkeypatch.setattr(missing, lambda: False)
+    monkeypatch.setattr("paceline.models.packing.kernels", lambda: None)
     record = pack_linears(net)
     assert not record.layers
     assert set(record.skipped) == {"first", "conv", "inner.0", "inner.2", "whole", "head"}
     assert all(why.startswith(reason) for why in record.skipped.values())
     assert unchanged(net, before)
+
+
+def test_own_kernels_pack_bfloat16_where_onednn_cannot(net: Net, monkeypatch: pytest.MonkeyPatch) -> None:
+    native, weight = kernels(), random(48, 32, dtype=torch.bfloat16)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    if native is None or not Panels.suits(native, weight, "none"):
+        pytest.skip("no native kernels for bfloat16")
+    monkeypatch.setattr("paceline.models.packing.kernels", lambda: native)
+    assert unpackable(weight, "swish") is None
+    for refused, activation in ((weight, "gelu"), (weight[:, :31], "none")):
+        assert "no native kernel suits" in str(unpackable(refused, activation))
+    assert not pack_linears(net.bfloat16()).skipped
 
 
 def test_bias_and_training_flag_stay_with_the_layer(net: Net) -> None:
