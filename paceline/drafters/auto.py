@@ -48,8 +48,9 @@ TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 FREE, DEAR = 0.02, 5
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
-#: Share of a plain step that a drafter is taken to need before it was ever asked.
-GUESS = 0.4
+#: Share of a plain step that a drafter is taken to need before it was ever asked, and share of what is left of a text
+#: that it may spend reading before anybody knows whether it is any good.
+GUESS, TRIAL = 0.4, 0.01
 
 
 @method(
@@ -130,6 +131,8 @@ class Auto(Ensemble):
         asked = [s for s in sequences if not s.drafts.rest.begins(beside and self._live > 1)]
         if rows == 1:
             self._time_judging(sequences[0])
+            if not asked:
+                return [TokenTree.empty(sequences[0].tokens[-1])]
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
@@ -141,7 +144,7 @@ class Auto(Ensemble):
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
-            self._choosing = (clock() - began - dear) / len(asked)
+            self._choosing = clock() - began - dear
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
@@ -172,17 +175,22 @@ class Auto(Ensemble):
                 spent += clock() - began
         return spent
 
-    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def peek(
+        self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor | None:
         notes: Notes = sequence.drafts
         if notes.rest.now:
-            return logits.new_empty(0)
+            return None
+        began = clock()
         seen = super().peek(sequence, tree, logits, scores)
-        if not notes.curious:
-            return seen
-        return torch.cat([seen.double(), scores[:1].log_softmax(-1).amax(-1).exp().double()])
+        if notes.curious:
+            sure = scores[:1].softmax(-1).amax(-1).double()
+            seen = sure if seen is None else torch.cat([seen, sure])
+        self._choosing += clock() - began
+        return seen
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
-        told = []
+        began, told = clock(), []
         for outcome in outcomes:
             notes: Notes = outcome.sequence.drafts
             if notes.rest.now:
@@ -191,9 +199,15 @@ class Auto(Ensemble):
                 notes.wonder(float(outcome.peeked[-1]))
                 outcome = replace(outcome, peeked=outcome.peeked[:-1])
             told.append(outcome)
-        super().observe(told)
+        if told:
+            super().observe(told)
+            self._choosing += clock() - began
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
+        if len(outcomes) == 1 and outcomes[0].sequence.drafts.rest.now:
+            outcomes[0].sequence.drafts.steps += 1
+            super().commit(outcomes)
+            return
         began, asked = clock(), sum(not outcome.sequence.drafts.rest.now for outcome in outcomes)
         if self._prices.end():
             for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
@@ -222,13 +236,13 @@ class Auto(Ensemble):
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
         if asked:
-            self._asking.add(self._choosing + (clock() - began) / asked)
+            self._asking.add((self._choosing + clock() - began) / asked)
 
     def _time_judging(self, sequence: Sequence) -> None:
         """Learn what the last step of a single text took beside its pass."""
         notes: Notes = sequence.drafts
         if notes.rest.now:
-            notes.spent = None
+            notes.sent, notes.spent = 0, None
             return
         spent = sequence.stats.judge + sequence.stats.keep
         if notes.spent is not None and notes.steps > 1:  # the first one is the prompt's
@@ -291,7 +305,7 @@ class Auto(Ensemble):
         if offer.tree.draws is not None:
             return False
         if rows == 1 and notes.knows_nothing_of(member):
-            return self._tempting(notes, offer)
+            return self._tempting(member, sequence, offer)
         if not pace.known:
             return True
         spent = pace(rows, self._reach(notes, rows))
@@ -299,12 +313,20 @@ class Auto(Ensemble):
             return self._faster(member, notes, offer, spent)
         return self._promising(member, notes, offer, spent, rows)
 
-    def _tempting(self, notes: Notes, offer: Offer) -> bool:
-        """Whether to try a member of which nothing is known in a text alone: where the target is unsure, later."""
+    def _tempting(self, member: int, sequence: Sequence, offer: Offer) -> bool:
+        """Whether to try a member of which nothing is known in a text alone: where the target is unsure, later.
+
+        To begin with it reads the text, which must be worth it in what is left to write, or take next to no part of it.
+        """
+        notes: Notes = sequence.drafts
         if notes.sure is None:
             return False
-        brings = 1 + notes.sure + 2 * self.explore * math.sqrt(math.log(1 + notes.steps))
-        return brings / ((1 + GUESS) * self._prices.plain(1)) > self._prices.rate(offer)
+        reading = self.members[member].weight * sequence.stats.prefill
+        seconds, token = (1 + GUESS) * self._prices.plain(1), 1 / self._prices.rate(offer)
+        hope = 2 * self.explore * math.sqrt(math.log(1 + notes.steps))
+        likely, possible = (token - seconds / (1 + notes.sure + more) for more in (0.0, hope))
+        left = sequence.remaining
+        return left * likely > 2 * reading or (possible > 0 and reading < TRIAL * left * token)
 
     def _faster(self, member: int, notes: Notes, offer: Offer, spent: float) -> bool:
         """Whether a text alone may get more tokens a second from a member than from a draft that is there."""

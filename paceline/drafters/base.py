@@ -61,6 +61,11 @@ class Drafter(ABC):
     #: Layers whose states it wants with every outcome (0: embeddings; L: after the last norm); may be set by `attach`.
     taps: tuple[int, ...] = ()
 
+    #: Whether a step in which it was not asked needs no `commit`: `propose` takes in what was committed meanwhile.
+    catches_up: bool = False
+    #: Bytes of its own weights by those of the target's; 0: it has none, or nobody knows.
+    weight: float = 0.0
+
     #: A hint of whoever asks: chance of being accepted below which a drafted token will not be scored.
     worth: float = 0.0
 

@@ -106,6 +106,7 @@ class DraftModel(ChainModel):
     budget: int | None = None
     shape: str = field(init=False, repr=False, default="chain")
     drafts: frozenset[str] = field(init=False, repr=False, default=CHAIN_LAWS)
+    catches_up = True
     _least: float = field(init=False, repr=False, default=0.0)
     _tree: Tree | None = field(init=False, repr=False, default=None)
 
@@ -127,7 +128,7 @@ class DraftModel(ChainModel):
     def attach(self, target: CausalModel) -> None:
         check_budgets(self.name, self, target, "length", "budget")
         super().attach(target)
-        self._least = _worthwhile(self._model, target) if self.confidence is None else self.confidence
+        self._least = self._worthwhile() if self.confidence is None else self.confidence
         if self._tree is not None:
             self._tree.attach(self._model, target)
 
@@ -161,6 +162,10 @@ class DraftModel(ChainModel):
         if sequence.drafts is not None:
             row, sequence.drafts = sequence.drafts.row, None
             self._cache.free(row)
+
+    def _worthwhile(self) -> float:
+        """The chance from which a drafted token is worth its pass, when a target's pass brings about two tokens."""
+        return min(0.2, 2 * self.weight) if self.weight else 0.2
 
     # -- a chain ------------------------------------------------------------------------------------------
 
@@ -232,8 +237,3 @@ def next_level(growth: Growth, rule: Iterator[list[int]]) -> list[int]:
         if wanted := growth.open(nodes):
             return wanted
     return []
-
-
-def _worthwhile(draft: CausalModel, target: CausalModel) -> float:
-    """The chance from which a drafted token is worth its pass, when a target's pass brings about two tokens."""
-    return min(0.2, 2 * draft.nbytes / target.nbytes) if target.nbytes else 0.2

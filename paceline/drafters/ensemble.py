@@ -55,7 +55,9 @@ class Ensemble(Drafter):
     @abstractmethod
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]: ...
 
-    def peek(self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def peek(
+        self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor
+    ) -> torch.Tensor | None:
         parts: list[torch.Tensor] = []
         sizes = [0] * len(self.members)
         for i in self._overriding("peek"):
@@ -65,7 +67,7 @@ class Ensemble(Drafter):
                 parts.append(part.flatten().double())
                 sizes[i] = len(parts[-1])
         sequence.drafts.sizes = sizes
-        return torch.cat(parts) if parts else logits.new_empty(0)
+        return torch.cat(parts) if parts else None
 
     def late(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
         """What a member drew behind its own tree, if that is the one that was scored, or both are empty."""
@@ -89,13 +91,14 @@ class Ensemble(Drafter):
                 self.members[i].observe(own)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
-        sequences = [outcome.sequence for outcome in outcomes]
         for i in self._overriding("commit"):
-            seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in outcomes]
-            with _OwnStates(i, sequences):
-                self.members[i].commit(seen)
-        for sequence in sequences:
-            sequence.drafts.trees = [None] * len(self.members)
+            told = [o for o in outcomes if o.sequence.drafts.trees[i] is not None or not self.members[i].catches_up]
+            if told:
+                seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in told]
+                with _OwnStates(i, [outcome.sequence for outcome in told]):
+                    self.members[i].commit(seen)
+        for outcome in outcomes:
+            outcome.sequence.drafts.trees = [None] * len(self.members)
 
     def end(self, sequence: Sequence) -> None:
         if sequence.drafts is not None:

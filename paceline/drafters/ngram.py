@@ -160,6 +160,7 @@ class NGram(SequenceDrafter):
     free: int | None = None
     pick: str = "agreeing"
     shape: str = field(init=False, repr=False)
+    catches_up = True
     _spare: int = field(init=False, repr=False, default=0)
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ def speed_up(model: CausalModel) -> Callable[[], None]:
         else:
             spare, saved = model.spare, fused.saved
             model.forward, model.path = fused, "fused forward pass from packed weights"
-            model.spare, model.nbytes = fused.spare or spare, model.nbytes - saved
+            model.spare, model.nbytes = fused.spare, model.nbytes - saved
 
             def unfuse() -> None:
                 fused.undo()

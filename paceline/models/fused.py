@@ -94,9 +94,9 @@ class FusedDecoder:
         return sum(matrix.saved for matrix in self._matrices())
 
     @property
-    def spare(self) -> int | None:
-        """Drafted tokens that a pass scores at almost no extra cost, where the matrices make it more than usual."""
-        return 7 if self._least == 1 else None
+    def spare(self) -> int:
+        """Drafted tokens that a pass scores at almost no extra cost."""
+        return min(matrix.spare for matrix in self._matrices())
 
     def replaced(self, make: Callable[[Tensor, Tensor | None, bool], Any]) -> FusedDecoder:
         """A decoder with other matrices that shares everything else with this one; it computes in float32.

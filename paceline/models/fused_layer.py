@@ -57,7 +57,7 @@ class Matrix:
             self.bias = torch.cat([z if b is None else b.detach() for z, b in zip(blank, biases, strict=True)])
         self.packed = pack(torch.cat(weights) if len(weights) > 1 else weights[0], self.bias, activation, compact)
         self.times, self.combined, self.dense = self.packed.times, self.packed.combined, self.packed.dense
-        self.nbytes, self.least = self.packed.nbytes, self.packed.least
+        self.nbytes, self.least, self.spare = self.packed.nbytes, self.packed.least, self.packed.spare
         self.saved = max(0, sum(weight.nbytes for weight in weights) - self.nbytes)
         for linear in () if keep else linears:
             release(linear.weight)

@@ -36,11 +36,12 @@ class OneDNN:
 
     Attributes:
         least: fewest rows that may be multiplied.
+        spare: further rows that cost next to nothing beside one.
         shape: (out, in).
         nbytes: bytes it occupies (blocks are filled up, so a little more than the plain one).
     """
 
-    least = 5
+    least, spare = 5, 5
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.shape = weight.shape

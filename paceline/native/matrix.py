@@ -41,6 +41,7 @@ class Panels:
 
     Attributes:
         least: fewest rows that are multiplied.
+        spare: further rows that cost next to nothing beside one.
         shape: (out, in).
         nbytes: bytes it occupies.
     """
@@ -48,7 +49,7 @@ class Panels:
     least = 1
 
     def __init__(self, native: Kernels, weight: Tensor, bias: Tensor | None) -> None:
-        self.shape = weight.shape
+        self.shape, self.spare = weight.shape, 7 if native.library.matrix_available() else 3
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, 0, 0, -outputs % WIDE)) if outputs % WIDE else weight
         self._bias = None if bias is None else bias.detach().float()

@@ -14,7 +14,7 @@ from drafters.support import PROMPTS, engine_of, generated, llama, results, star
 from paceline import registry
 from paceline.drafters import auto
 from paceline.drafters.auto import Auto
-from paceline.drafters.base import Drafter
+from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.worth import Seen, Trust
 from paceline.errors import BadRequest
@@ -51,6 +51,21 @@ class Slow(Drafter):
         known = self.texts.get(sequence.tokens[0], [])
         ahead = known[sequence.generated :][: min(nodes, depth)] or [47] * min(nodes, depth, 3)
         return TokenTree.chain(sequence.tokens[-1], ahead)
+
+
+@dataclass(eq=False)
+class Watching(Slow):
+    """Takes time to look at a step too, and counts the steps that it is told of."""
+
+    looking: float = 0.0
+    told: int = 0
+
+    def peek(self, *args: object) -> torch.Tensor:
+        self.now += self.looking
+        return torch.zeros(1)
+
+    def commit(self, outcomes: Seq[Outcome]) -> None:
+        self.told += len(outcomes)
 
 
 @dataclass(eq=False)
@@ -219,6 +234,51 @@ def test_a_text_with_hopeless_drafts_is_left_alone_where_asking_takes_time(slow:
     passes = result.stats.forward_passes
     assert passes >= 190
     assert slow.asked == passes if seconds == 0 else slow.asked < 0.8 * passes
+
+
+def hopeless(drafter: Watching, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Passes of a text for which a drafter, free by its share, has nothing but rubbish."""
+    monkeypatch.setattr(auto, "clock", lambda: drafter.now)
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = PassCosts({1: 10.0, 6: 10.0, 12: 16.0})
+    chooser = Auto(copy=drafter, table=None, draft=None)
+    return engine.generate([5], drafter=chooser, max_new_tokens=200, ignore_eos=True).stats.forward_passes
+
+
+@pytest.mark.usefixtures("registered")
+def test_looking_at_a_step_is_time_of_asking_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    drafter = Watching(seconds=0.0, looking=0.3)
+    passes = hopeless(drafter, monkeypatch)
+    assert 8 <= drafter.asked < 0.4 * passes
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("catches_up", [True, False])
+def test_who_catches_up_is_told_only_of_steps_in_which_it_was_asked(
+    catches_up: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = Watching(seconds=0.15)
+    drafter.catches_up = catches_up
+    passes = hopeless(drafter, monkeypatch)
+    assert drafter.asked < passes
+    assert drafter.told == (drafter.asked if catches_up else passes)
+
+
+@pytest.mark.parametrize(
+    ("sure", "count", "tried"), [(0.3, 100, False), (0.3, 180, True), (0.95, 100, True)], ids=["short", "long", "sure"]
+)
+def test_a_heavy_drafter_must_be_worth_reading_the_prompt(slow: Slow, sure: float, count: int, tried: bool) -> None:
+    slow.weight = 0.1
+    engine = engine_of(llama(context=256), "none")
+    engine.model.costs = FLAT_TO_SIX
+    chooser = Auto(copy=None, table=None, draft=slow)
+    text = start(engine, [5], drafter=chooser, temperature=1.0, max_new_tokens=count, ignore_eos=True)
+    engine.decoder.step()
+    text.drafts.sure, text.drafts.steps, text.stats.prefill = sure, 20, 15.0
+    asked = slow.asked
+    chooser.propose([text], [(15, 15)])
+    assert (slow.asked > asked) is tried
+    engine.decoder.cancel(text.request.id)
 
 
 def test_a_text_whose_drafts_hold_never_rests(slow: Slow) -> None:
