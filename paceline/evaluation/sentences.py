@@ -12,6 +12,9 @@ from paceline.evaluation.report import Report, SizeInfo
 from paceline.evaluation.summary import ALL, OWN_PLAIN, PEER_PLAIN, Row
 from paceline.evaluation.tables import Section, choice
 
+#: Instruction sets that matrices are multiplied by, best first: one name of a CPU may stand for several.
+MULTIPLIERS = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")
+
 NOTES = (
     "tokens/s: median of end-to-end speed; decode: the same without the prompt, that is without the time to the first "
     "token (first).",
@@ -65,7 +68,9 @@ def machine(report: Report) -> str:
     """Where it was measured, in a line."""
     p, s = report.provenance, report.settings
     dtypes = ", ".join(dict.fromkeys(info.dtype for info in report.sizes.values()))
-    place = p["gpu"] if s.get("device") == "cuda" or (p["gpu"] and not s.get("device")) else p["cpu"]
+    on_gpu = s.get("device") == "cuda" or (p["gpu"] and not s.get("device"))
+    widest = next((f" with {flag}" for flag in MULTIPLIERS if flag in p["isa"]), "")
+    place = p["gpu"] if on_gpu else p["cpu"] + widest
     return (
         f"{place}, {p['threads']} of {p['cores']} cores in use, {p['memory_bytes'] / 2**30:.0f} GiB; {dtypes}, batch "
         f"{s['batch']}, {s['max_new_tokens']} new tokens, {', '.join(choice(t) for t in s['temperatures'])}; "
