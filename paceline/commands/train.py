@@ -121,7 +121,7 @@ def evaluate(
     for name, path in (("model", model / "config.json"), ("work", work / "validation.bin")):
         if not path.is_file():
             raise BadRequest(f"{name}: there is no {str(path)!r}; `paceline train lm` makes one")
-    kind = pick_dtype(dtype, pick_device("cpu"))
+    kind = pick_dtype(dtype, pick_device("cpu"), packed=False)
     tokenizer = PreTrainedTokenizerFast.from_pretrained(model)
     # Another model may be compared on these texts; only the tokenizer that packed them can read them.
     packer = work / "tokenizer"

@@ -51,7 +51,7 @@ def load_model(
         if not isinstance(value, bool) and (value is not None or option != "fast"):
             raise BadRequest(f"{option}: {value!r} is not allowed; True or False is needed")
     chosen = pick_device(device) if device is not None or isinstance(model, str | Path) else None
-    kind = pick_dtype(dtype, chosen) if dtype is not None or isinstance(model, str | Path) else None
+    kind = pick_dtype(dtype, chosen, fast is not False) if dtype is not None or isinstance(model, str | Path) else None
     if isinstance(model, str | Path):
         name = str(model)
         module = _from_folder(resolve(name), name, kind, trust_remote_code, allow_pickle)
@@ -110,8 +110,14 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     return chosen
 
 
-def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> torch.dtype:
-    """The dtype asked for, else bfloat16 where the device is fast with it, else float32. Raises `BadRequest`."""
+def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None, packed: bool = True) -> torch.dtype:
+    """The dtype asked for, else bfloat16 where the device is fast with it, else float32. Raises `BadRequest`.
+
+    Args:
+        dtype: by name, or itself.
+        device: where the model will be.
+        packed: whether its matrices will be (`paceline.models.packing`), so that kernels of our own multiply them.
+    """
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype is not None:
@@ -120,12 +126,12 @@ def pick_dtype(dtype: str | torch.dtype | None, device: torch.device | None) -> 
         return DTYPES[dtype]
     if device is not None and device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.bfloat16 if fast_bfloat16() else torch.float32
+    return torch.bfloat16 if fast_bfloat16(packed) else torch.float32
 
 
-def fast_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices faster than float32 ones: itself, or by kernels of our own."""
-    native = kernels()
+def fast_bfloat16(packed: bool = True) -> bool:
+    """Whether this CPU multiplies bfloat16 matrices faster than float32: itself, or, packed ones, by our kernels."""
+    native = kernels() if packed else None
     if native is not None and native.library.widened_available():
         return True
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and "avx512_bf16" in _cpu_flags()
