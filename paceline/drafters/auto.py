@@ -22,7 +22,6 @@ al., "Sequoia: Scalable, Robust, and Hardware-aware Speculative Decoding", 2024.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,12 +29,13 @@ from typing import Any
 import torch
 
 from paceline.budgets import check_budgets
+from paceline.drafters.bandit import Bandit
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, as_seen, built
-from paceline.drafters.expense import WARM, Mean, Pace
+from paceline.drafters.expense import Mean
 from paceline.drafters.notes import Notes, Past
-from paceline.drafters.prices import MARGIN, Prices, clock
-from paceline.drafters.worth import Offer, Seen, surplus
+from paceline.drafters.prices import Prices, clock
+from paceline.drafters.worth import Offer, Seen
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
 from paceline.registry import Guarantee, method
@@ -44,13 +44,10 @@ from paceline.tree import TokenTree
 
 #: What remembers successors where there is no draft model, by shape.
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
-#: A drafter that takes less than this share of a plain pass is free, one that takes so many times as much dear.
-FREE, DEAR = 0.02, 5
+#: How many times as much as a free drafter may take a dear one takes.
+DEAR = 5
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
-#: Share of a plain step that a drafter is taken to need before it was ever asked, and share of what is left of a text
-#: that it may spend reading before anybody knows whether it is any good.
-GUESS, TRIAL = 0.4, 0.01
 
 
 @method(
@@ -109,7 +106,7 @@ class Auto(Ensemble):
             table.attach(target)
             self.members += (table,)
         self._prices, self._spare = Prices(target.costs, not target.ragged), target.spare
-        self._paces = [Pace() for _ in self.members]
+        self._bandit = Bandit(self._prices, [member.weight for member in self.members], self.explore)
 
     def shared(self) -> Notes:
         count = len(self.members)
@@ -160,18 +157,18 @@ class Auto(Ensemble):
         Returns:
             Seconds that dear members took, in a batch all that take time: whether they are worth theirs is foretold.
         """
-        spent, paid = 0.0, [i for i in range(len(self.members)) if not self._free(i)]
+        spent, paid = 0.0, [i for i in range(len(self.members)) if not self._bandit.free(i)]
         for member in range(len(self.members)):
             if member not in paid:
                 self._offers(member, sequences, limits, best, rows)
         for member in paid:
             began = clock()
-            hopeful = [s for s in sequences if self._hopeful(member, s, best[s], max(rows, self._live))]
+            hopeful = [s for s in sequences if self._bandit.hopeful(member, s, best[s], max(rows, self._live))]
             # What nobody knows yet, one text finds out for all.
-            unknown = [s for s in hopeful if not self._known(member, s, rows)]
+            unknown = [s for s in hopeful if not self._bandit.knows(member, s, rows)]
             if hopeful := [s for s in hopeful if s not in unknown[1:]]:
                 self._offers(member, hopeful, limits, best, rows)
-            if rows > 1 or not self._free(member, DEAR):
+            if rows > 1 or not self._bandit.free(member, DEAR):
                 spent += clock() - began
         return spent
 
@@ -264,7 +261,7 @@ class Auto(Ensemble):
         began = clock()
         self.members[member].worth = self._prices.worth(rows)
         trees = self.ask(member, sequences, [self._asked(member, s, limits[s], rows) for s in sequences])
-        self._paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
+        self._bandit.paces[member].add(clock() - began, rows, max(int(tree.depth.max()) for tree in trees))
         for s, tree in zip(sequences, trees, strict=True):
             notes: Notes = s.drafts
             offer = Offer.none(tree.root)
@@ -276,83 +273,15 @@ class Auto(Ensemble):
             if tree.draws is not None or (tree.drafted and self._prices.prefers(offer, best[s], rows)):
                 best[s] = offer
 
-    def _free(self, member: int, times: float = 1) -> bool:
-        """Whether a member takes next to no time, or at most so many times that."""
-        pace = self._paces[member]
-        return bool(pace.count) and pace() <= times * FREE * self._prices.passes(1)
-
     def _asked(self, member: int, sequence: Sequence, limits: Budget, rows: int) -> Budget:
         nodes, depth = limits
-        if self._free(member):
+        if self._bandit.free(member):
             return limits
         notes: Notes = sequence.drafts
-        reach = self._reach(notes, rows)
+        reach = self._bandit.reach(notes, rows)
         if rows == 1:
-            reach = min(reach, self._prices.sensible(notes.records[member], self._paces[member], self.most))
+            reach = min(reach, self._prices.sensible(notes.records[member], self._bandit.paces[member], self.most))
         return min(nodes, reach), depth
-
-    def _reach(self, notes: Notes, rows: int) -> int:
-        """Tokens a member that takes time is asked for. In a batch, what is cut off again should not be drafted."""
-        return min(notes.reach, notes.sent + 2) if rows > 1 else notes.reach
-
-    def _known(self, member: int, sequence: Sequence, rows: int) -> bool:
-        """Whether it is known what asking a member takes, and in a batch what it promises."""
-        return self._paces[member].known and (rows == 1 or sequence.drafts.past.records[member].offers.count >= WARM)
-
-    def _hopeful(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
-        """Whether a member that takes time may beat the best draft so far."""
-        pace, notes = self._paces[member], sequence.drafts
-        if offer.tree.draws is not None:
-            return False
-        if rows == 1 and notes.knows_nothing_of(member):
-            return self._tempting(member, sequence, offer)
-        if not pace.known:
-            return True
-        spent = pace(rows, self._reach(notes, rows))
-        if rows == 1:
-            return self._faster(member, notes, offer, spent)
-        return self._promising(member, notes, offer, spent, rows)
-
-    def _tempting(self, member: int, sequence: Sequence, offer: Offer) -> bool:
-        """Whether to try a member of which nothing is known in a text alone: where the target is unsure, later.
-
-        To begin with it reads the text, which must be worth it in what is left to write, or take next to no part of it.
-        """
-        notes: Notes = sequence.drafts
-        if notes.sure is None:
-            return False
-        reading = self.members[member].weight * sequence.stats.prefill
-        seconds, token = (1 + GUESS) * self._prices.plain(1), 1 / self._prices.rate(offer)
-        hope = 2 * self.explore * math.sqrt(math.log(1 + notes.steps))
-        likely, possible = (token - seconds / (1 + notes.sure + more) for more in (0.0, hope))
-        left = sequence.remaining
-        return left * likely > 2 * reading or (possible > 0 and reading < TRIAL * left * token)
-
-    def _faster(self, member: int, notes: Notes, offer: Offer, spent: float) -> bool:
-        """Whether a text alone may get more tokens a second from a member than from a draft that is there."""
-        own, past = notes.records[member].form, notes.past.records[member].form.hint()
-        known = own if own.steps else past
-        brings, nodes = known.tokens / known.steps, known.nodes / known.steps
-        # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
-        hope = self.explore * math.sqrt(math.log(1 + notes.steps) / known.steps)
-        step = self._prices.passes(1 + round(nodes)) + float(self._prices.beside(1, nodes)) + spent
-        rate = (brings + hope * (1 + nodes)) / step
-        best = self._prices.best_length(notes.records[member], self._paces[member])
-        if best is not None:  # it may pay at another length alone
-            length, tokens, seconds = best
-            rate = max(rate, (tokens + hope * (1 + length)) / seconds)
-        return rate > self._prices.rate(offer)
-
-    def _promising(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
-        """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them."""
-        own, past = notes.records[member].offers, notes.past.records[member].offers
-        if not past.count:
-            return True
-        share, row = notes.past.luck.share / MARGIN, self._prices.row(rows)
-        seen = own.count + notes.weight
-        brings = (own.count * own.value(share, row) + notes.weight * past.value(share, row)) / seen
-        brings += self.explore * math.sqrt(math.log(1 + notes.steps) / seen)
-        return (brings - float(surplus(offer.gains, share, row))) * self._prices.plain(rows) > spent
 
 
 def _pocket_draft(target: CausalModel) -> Drafter | None:
