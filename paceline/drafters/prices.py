@@ -62,6 +62,11 @@ class Prices:
         Returns:
             The length, the tokens that such a step brings, and its seconds.
         """
+        if record.best[0] != record.offers.count:  # it was asked since
+            record.best = record.offers.count, self._best_length(record, pace)
+        return record.best[1]
+
+    def _best_length(self, record: Record, pace: Pace) -> tuple[int, float, float] | None:
         offers, form = record.offers, record.form
         if offers.count < WARM or pace.count < WARM or not form.steps:
             return None

@@ -210,11 +210,13 @@ class Record:
         trust: how far its guesses held.
         form: what steps of a text alone brought in which it was asked.
         offers: its last drafts.
+        best: `Prices.best_length`, and after how many drafts it was found.
     """
 
     trust: Trust = field(default_factory=Trust)
     form: Form = field(default_factory=Form)
     offers: Offers = field(default_factory=Offers)
+    best: tuple[int, tuple[int, float, float] | None] = (-1, None)
 
     def hint(self) -> Record:
         """The same with little weight: where another text starts."""
