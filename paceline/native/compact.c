@@ -11,13 +11,6 @@ enum {
     NEAR = 768,   /* and from there into the first */
 };
 
-/* How many rows are multiplied together, as evenly as can be, when `done` of them are done. */
-static inline int64_t block_rows(int64_t rows, int64_t done)
-{
-    int64_t left = rows - done, blocks = (left + MOST - 1) / MOST;
-    return (left + blocks - 1) / blocks;
-}
-
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI2__)
 
 #include <immintrin.h>
@@ -163,7 +156,7 @@ static void blocks(source s, const uint16_t *x, int64_t inputs, int64_t from, in
     int64_t count = (rows + MOST - 1) / MOST, shares = least(count, GROUP / 64);
     const char *next = s.ahead;
     for (int64_t b = 0, r = 0, now; b < count; b++, r += now) {
-        now = block_rows(rows, r);
+        now = block_rows(rows, r, MOST);
         s.ahead = next + b * ((until - from) / INPUTS * GROUPS * GROUP / shares);
         s.lines = b < shares ? (GROUP / 64 + shares - 1) / shares : 0;
         product(s, x + r * inputs, inputs, from, until, now, sums + r);
@@ -204,7 +197,7 @@ static void panel_product(const uint8_t *panel, const uint16_t *spare, const uin
 static void interlace(const uint16_t *x, int64_t rows, int64_t inputs, int64_t from, int64_t until, uint16_t *to)
 {
     for (int64_t begin = 0, now; begin < until; begin += now) {
-        now = block_rows(rows, begin);
+        now = block_rows(rows, begin, MOST);
         for (int64_t i = 0; i < inputs; i += INPUTS)
             for (int64_t r = from > begin ? from - begin : 0; r < least(now, until - begin); r++)
                 memcpy(to + begin * inputs + i * now + r * INPUTS, x + (begin + r) * inputs + i, INPUTS * sizeof *to);

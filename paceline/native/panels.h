@@ -18,6 +18,13 @@ typedef struct {
     int swish, operation;
 } tail;
 
+/* How many rows, at most `most`, are multiplied together when `done` of them are done: blocks are as even as can be. */
+static inline int64_t block_rows(int64_t rows, int64_t done, int64_t most)
+{
+    int64_t left = rows - done, blocks = (left + most - 1) / most;
+    return (left + blocks - 1) / blocks;
+}
+
 /* The sums of one row from output `from` on: bias, activation and the other operand in float32, then rounded once. */
 static inline void finish(float *sums, const tail *after, int64_t row, int64_t from)
 {

@@ -86,20 +86,13 @@ static void product(const uint16_t *panel, const float *x, int64_t inputs, int64
     }
 }
 
-/* How many rows are multiplied together, as evenly as can be, when `done` of them are done. */
-static inline int64_t block_rows(int64_t rows, int64_t done)
-{
-    int64_t left = rows - done, blocks = (left + MOST - 1) / MOST;
-    return (left + blocks - 1) / blocks;
-}
-
 /* x [rows, inputs] to float32, each block of rows as `few` reads it; by all threads of the team. */
 static void spread(const uint16_t *x, int64_t rows, int64_t inputs, float *to)
 {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < inputs; i += 2)
         for (int64_t begin = 0, now; begin < rows; begin += now) {
-            now = block_rows(rows, begin);
+            now = block_rows(rows, begin, MOST);
             for (int64_t r = 0; r < now; r++)
                 widen(x, 1, (begin + r) * inputs + i, 2, to + begin * inputs + i * now + 2 * r);
         }
@@ -121,7 +114,7 @@ void widened_product(const uint16_t *x, const uint16_t *panels, const float *bia
             memset(sums, 0, rows * sizeof *sums);
             for (int64_t i = 0; i < inputs; i += CHUNK)
                 for (int64_t r = 0, now; r < rows; r += now) {
-                    now = block_rows(rows, r);
+                    now = block_rows(rows, r, MOST);
                     product(panel + i * WIDE, numbers + r * inputs + i * now, least(CHUNK, inputs - i), now, r == 0,
                             sums + r);
                 }
