@@ -8,10 +8,8 @@ plain decoding. Several texts in a batch share the pass, and the best nodes of a
 bring less than asking for them takes, nobody is asked for a while (`Rest`).
 
 *Who drafts.* Drafters that take next to no time (copying, a table) are asked at every step, and the best draft of the
-step wins. Drafters that take time (a model) must be chosen before they are asked. They are arms of a bandit: the
-index of an arm is its mean rate so far, in tokens a second, times `1 + explore sqrt(log t / n)` after `n` of `t` steps
-(UCB1 on discounted means), so a useless arm is tried O(log t) times; it is asked where its index beats the best
-free draft. Nothing it drew is passed over: the choice is made before.
+step wins. Drafters that take time (a model) must be chosen before they are asked. They are arms of a `Bandit`, asked
+where their index beats the best free draft. Nothing one drew is passed over: the choice is made before.
 
 The choice depends on measured times. Under the coupled verifier, and with greedy decoding, that cannot change the
 text; under verifiers with chances of their own it can change which of the equally distributed texts a seed gives.

@@ -1,8 +1,10 @@
 """Which drafters that take time to ask: arms of a bandit, chosen before anybody knows what they would draft.
 
-The index of an arm is its mean rate so far, in tokens a second, and how far above it the rate may lie: UCB1 on
-discounted means, so that a useless arm is tried O(log t) times in t steps. It is asked where its index beats the best
-draft that is there. In a batch its last drafts, at what rows cost now, must save more than it takes to ask.
+The index of an arm is its mean rate so far, in tokens a second, and how far above it the rate may lie, which falls
+with `explore sqrt(log t / n)` after `n` of `t` steps: UCB1 on discounted means, so that a useless arm is tried O(log
+t) times. It is asked where its index beats the best draft that is there. In a batch its last drafts, at what rows
+cost now, must save more than it takes to ask. An arm that nobody tried yet is judged by how sure the target is of its
+own next token.
 
 Paper: Auer, Cesa-Bianchi, Fischer, "Finite-time Analysis of the Multiarmed Bandit Problem", 2002.
 """
