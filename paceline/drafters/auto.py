@@ -104,7 +104,7 @@ class Auto(Ensemble):
             table.attach(target)
             self.members += (table,)
         self._prices, self._spare = Prices(target.costs, not target.ragged), target.spare
-        self._bandit = Bandit(self._prices, [member.weight for member in self.members], self.explore)
+        self._bandit = Bandit(self._prices, [member.size_ratio for member in self.members], self.explore)
 
     def shared(self) -> Notes:
         count = len(self.members)

@@ -35,16 +35,16 @@ class Bandit:
 
     Args:
         prices: of the target's steps.
-        weights: of each drafter's own model beside the target's (`Drafter.weight`).
+        size_ratios: of each drafter (`Drafter.size_ratio`).
         explore: how far an arm's index lies above its mean.
 
     Attributes:
         paces: what asking each takes.
     """
 
-    def __init__(self, prices: Prices, weights: Seq[float], explore: float) -> None:
-        self._prices, self._weights, self._explore = prices, weights, explore
-        self.paces = [Pace() for _ in weights]
+    def __init__(self, prices: Prices, size_ratios: Seq[float], explore: float) -> None:
+        self._prices, self._size_ratios, self._explore = prices, size_ratios, explore
+        self.paces = [Pace() for _ in size_ratios]
 
     def free(self, member: int, times: float = 1) -> bool:
         """Whether a member takes next to no time, or at most so many times that."""
@@ -79,7 +79,7 @@ class Bandit:
         To begin with it reads the text, which must be worth it in what is left to write, or take next to no part of it.
         """
         notes: Notes = sequence.drafts
-        reading = self._weights[member] * self._prices.passes(len(sequence.tokens))
+        reading = self._size_ratios[member] * self._prices.passes(len(sequence.tokens))
         sure = UNSURE if notes.sure is None else notes.sure
         seconds, token = (1 + GUESS) * self._prices.plain(1), 1 / self._prices.rate(offer)
         hope = 2 * self._explore * math.sqrt(math.log(1 + notes.steps))

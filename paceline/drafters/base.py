@@ -64,7 +64,7 @@ class Drafter(ABC):
     #: Whether a step in which it was not asked needs no `commit`: `propose` takes in what was committed meanwhile.
     catches_up: bool = False
     #: Bytes of its own weights by those of the target's; 0: it has none, or nobody knows.
-    weight: float = 0.0
+    size_ratio: float = 0.0
 
     #: A hint of whoever asks: chance of being accepted below which a drafted token will not be scored.
     worth: float = 0.0

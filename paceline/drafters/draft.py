@@ -165,7 +165,7 @@ class DraftModel(ChainModel):
 
     def _worthwhile(self) -> float:
         """The chance from which a drafted token is worth its pass, when a target's pass brings about two tokens."""
-        return min(0.2, 2 * self.weight) if self.weight else 0.2
+        return min(0.2, 2 * self.size_ratio) if self.size_ratio else 0.2
 
     # -- a chain ------------------------------------------------------------------------------------------
 

@@ -67,7 +67,7 @@ class SecondModel(Drafter):
                 f"{list(self._model.opening)}, that of {target.name} with {list(target.opening)}; both must be equal"
             )
         check_vocabulary(self._model, target)
-        self.weight = self._model.nbytes / target.nbytes if target.nbytes else 0.0
+        self.size_ratio = self._model.nbytes / target.nbytes if target.nbytes else 0.0
         self._target_vocabulary, self._spare = target.vocab_size, target.spare
 
     def read(self, sequence: Sequence, row: Row) -> None:

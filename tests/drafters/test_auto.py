@@ -271,7 +271,7 @@ def test_a_heavy_drafter_must_be_worth_reading_the_prompt(
     slow: Slow, sure: float, count: int, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bandit, "UNSURE", 0.0)  # so that it is not tried beside the prompt already
-    slow.weight = 1.5
+    slow.size_ratio = 1.5
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX
     chooser = Auto(copy=None, table=None, draft=slow)
