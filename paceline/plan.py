@@ -22,6 +22,7 @@ CAPABILITIES = {
     "chain": "drafts that form a single chain",
     "tree": "several drafted tokens after one prefix (tree attention)",
     "draft_law": "the distribution that draft tokens were drawn from",
+    "density": "a model whose tokens are vectors with a density",
     "hidden_states": "hidden states of the target's layers",
     "views": "a model whose attention and feed-forward sub-blocks can be left out one by one",
     "low_bits": "a model of the Llama family on a CPU that multiplies matrices of few bits",
