@@ -1,4 +1,4 @@
-"""What lossy methods lose and save on held-out code: each lossy view, and two lossy verifiers, at several knobs.
+"""What lossy methods lose and save on held-out code: each lossy view, and three lossy verifiers, at several knobs.
 
     python benchmarks/views.py                          # quality alone
     python benchmarks/views.py --pairs 5                # and speed, next to the whole model
@@ -46,8 +46,16 @@ VIEWS = (
     "ffn_skip(similarity=0.98, cap=0.5, cold=1)",
     "ffn_skip(similarity=0.97, cap=0.5, cold=1)",
     "ffn_skip(similarity=-1, cap=0.5, cold=1)",
+    "saturation(threshold=0.95)",
+    "saturation(threshold=0.93)",
+    "saturation(threshold=0.9)",
 )
-ETAS, BETAS = (0.1, 1.0, 10.0), (0.9, 0.5, 0.2)
+ETAS = (0.1, 1.0, 10.0)
+#: Drafters, and verifiers that emit some of what they ask for unverified; the first of each kind does not.
+UNVERIFIED = (
+    *(("lexical", f"lexical(beta={beta})") for beta in (1.1, 0.9, 0.5, 0.2)),
+    *(("ceed(block=8)", f"ceed(cap={cap})") for cap in (8, 6, 4, 2, 1)),
+)
 Text = list[int]
 
 
@@ -69,8 +77,8 @@ class Counting(ViewRule):
 class Counted(View):
     def __init__(self, view: View, ran: list[float]) -> None:
         self.view, self.ran = view, ran
-        self.first, self.last, self.states = view.first, view.last, view.states
-        self.source, self.fed = view.source, view.fed  # type: ignore[method-assign]
+        self.first, self.last, self.states, self.fills = view.first, view.last, view.states, view.fills
+        self.source, self.fed, self.passed = view.source, view.fed, view.passed  # type: ignore[method-assign]
 
     def attends(self, layer: int) -> Runs:
         return self._count(0, self.view.attends(layer))
@@ -148,20 +156,20 @@ def rows_of_transfer(
         yield [f"`rapid(eta={eta})`", f"{apart:.3f}", f"{torch.stack(losses).mean().exp():.2f}"]
 
 
-def rows_of_placeholders(arguments: argparse.Namespace, texts: list[Text]) -> Iterator[list[str]]:
-    """How much of a greedy text `lexical(beta)` changes, and how much of it is not verified."""
-    yield ["verifier", "same tokens before the first other one", "tokens a pass"]
-    engine = Engine.load(arguments.model, dtype=arguments.dtype, drafter="lexical")
+def rows_of_unverified(arguments: argparse.Namespace, texts: list[Text]) -> Iterator[list[str]]:
+    """How much of a greedy text changes where tokens are emitted unverified, and how many a pass then brings."""
+    yield ["drafter", "verifier", "same tokens before the first other one", "tokens a pass"]
+    engine = Engine.load(arguments.model, dtype=arguments.dtype)
     prompts = [text[: len(text) // 2] for text in texts]
     options: dict[str, Any] = {"max_new_tokens": arguments.new, "ignore_eos": True}
     plain = [result.tokens for result in engine.generate(prompts, drafter="none", **options)]
-    for beta in (1.1, *BETAS):
-        results = engine.generate(prompts, verifier=f"lexical(beta={beta})", **options)
+    for drafter, verifier in UNVERIFIED:
+        results = engine.generate(prompts, drafter=drafter, verifier=verifier, **options)
         equal = [
             np.cumprod(np.array(r.tokens) == np.array(tokens)).mean() for r, tokens in zip(results, plain, strict=True)
         ]
         passes = sum(r.stats.forward_passes for r in results)
-        yield [f"`lexical(beta={beta})`", f"{np.mean(equal):.0%}", f"{arguments.new * len(results) / passes:.2f}"]
+        yield [f"`{drafter}`", f"`{verifier}`", f"{np.mean(equal):.0%}", f"{arguments.new * len(results) / passes:.2f}"]
 
 
 def table(rows: Iterator[list[str]]) -> None:
@@ -193,7 +201,7 @@ def main() -> None:
     print(f"{len(texts)} texts of {arguments.length} tokens, {arguments.model} in {arguments.dtype}\n")
     table(rows_of_views(arguments, model, texts))
     table(rows_of_transfer(arguments, model, draft, texts))
-    table(rows_of_placeholders(arguments, texts))
+    table(rows_of_unverified(arguments, texts))
 
 
 if __name__ == "__main__":

@@ -99,15 +99,7 @@ class Layer:
 
     def attend(self, source: Tensor, x: Tensor, step: Step) -> Tensor:
         """`x` and the attention sub-block of `source`, which is `x` itself in the whole model."""
-        both = self.queries + self.keys
-        heads = self.turn(self.qkv.times(self.before(source)), step.rope)[: step.real]
-        if step.shape is None:
-            keys, values = step.cache.layers[self.index].write(heads[:, self.queries : both], heads[:, both:])
-            query = heads[None, :, : self.queries].transpose(1, 2)
-        else:
-            by_text = heads.unflatten(0, step.shape).transpose(1, 2)
-            keys, values = step.cache.update(by_text[:, self.queries : both], by_text[:, both:], self.index)
-            query = by_text[:, : self.queries]
+        query, keys, values = self.write(source, step)
         if step.wanted is not None:
             query, x = query.index_select(2, step.wanted), x.index_select(0, step.wanted)
         out = step.mixed[: len(query) * query.shape[2]].view(len(query), -1, self.queries, self.dim)
@@ -115,6 +107,21 @@ class Layer:
         keys, values = keys.float(), values.float()
         attend(query, keys, values, step.prepared[self.kind], self.scale, out=out)
         return self.o.combined(step.mixed, x, "add")
+
+    def write(self, source: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Cache the keys and values of `source`.
+
+        Returns:
+            Its queries `[B, H, T, D]`, and all that the cache has of its rows, `[B, Hk, S, D]` each.
+        """
+        both = self.queries + self.keys
+        heads = self.turn(self.qkv.times(self.before(source)), step.rope)[: step.real]
+        if step.shape is None:
+            keys, values = step.cache.layers[self.index].write(heads[:, self.queries : both], heads[:, both:])
+            return heads[None, :, : self.queries].transpose(1, 2), keys, values
+        by_text = heads.unflatten(0, step.shape).transpose(1, 2)
+        keys, values = step.cache.update(by_text[:, self.queries : both], by_text[:, both:], self.index)
+        return by_text[:, : self.queries], keys, values
 
     def turn(self, qkv: Tensor, rope: Tensor) -> Tensor:
         """Queries, keys and values `[R, heads * D]` to float32 `[R, heads, D]`, the former two rotated."""
@@ -137,14 +144,17 @@ class Layer:
 
     def follow(self, view: View, number: int, x: Tensor, step: Step) -> Tensor:
         """As much of the layer as the view runs."""
-        runs = view.attends(number)
+        entering, runs = x, view.attends(number)
         if runs is not False:
             x = _where(runs, self.attend(view.source(number, x), x, step), x)
+        elif view.fills:
+            self.write(view.source(number, x), step)
         runs = view.feeds(number)
         if runs is not False:
             after = _where(runs, self.feed(x), x)
             view.fed(number, x[: step.real], after[: step.real])
             x = after
+        view.passed(number, entering[: step.real], x[: step.real])
         return x
 
     def matrices(self) -> dict[str, Matrix]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 
 from paceline.errors import Unsupported
 from paceline.models.views import Runs, View
@@ -172,15 +173,19 @@ class _Follower:
             self._again = True
             before = states_of(self._layer(*args, **kwargs))
             self.view.fed(self.number, before.flatten(0, -2), states_of(out).flatten(0, -2))
+        self.view.passed(self.number, self._entering.flatten(0, -2), states_of(out).flatten(0, -2))
         return out
 
     def attend(self, *args: Any, **kwargs: Any) -> Any:
         if self._again:
             return self._attended
         runs = self.view.attends(self.number)
-        source = self._entering if runs is False else self.view.source(self.number, self._entering)
+        reads = runs is not False or self.view.fills
+        source = self.view.source(self.number, self._entering) if reads else self._entering
         if source is not self._entering:
             args, kwargs = _given(self.steering.read(self.number, source), args, kwargs)
+        if runs is False and self.view.fills:
+            _fill(self._attention, args, kwargs)
         out = self.steering.gated(self.block.attention, self._attention, runs, args, kwargs)
         self._attended = out
         return out
@@ -206,6 +211,28 @@ def states_of(out: Any) -> Tensor:
 def _given(states: Tensor, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The arguments with other states."""
     return ((states, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": states})
+
+
+class _Filled(Exception):
+    """Keys and values are in the cache."""
+
+
+def _fill(attention: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    """Run as much of a layer's attention as writes its keys and values."""
+    cache: Any = next(given for given in (*args, *kwargs.values()) if isinstance(given, Cache))
+    update = cache.update
+
+    def last(*states: Any, **options: Any) -> None:
+        update(*states, **options)
+        raise _Filled
+
+    cache.update = last
+    try:
+        attention(*args, **kwargs)
+    except _Filled:
+        pass
+    finally:
+        del cache.update
 
 
 @contextmanager

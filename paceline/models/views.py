@@ -8,7 +8,8 @@ A view writes keys and values only in the layers whose attention it runs. The ru
 never written: **a node attends in a layer only where every slot that it sees was written in that layer.** Self-drafts
 keep it because they see the trunk, which the whole model wrote, and nodes that the same view wrote in the same draft;
 these are dropped before anything else reads them. Lossy views keep it because the layers of a later token are among
-those of every earlier one; `Watched` makes sure of that in every pass.
+those of every earlier one, or because the view fills what it leaves out: each layer's norm and projection make keys and
+values of the state that the token has, though nothing attends for it. `Watched` makes sure of that in every pass.
 """
 
 from __future__ import annotations
@@ -34,17 +35,20 @@ class View:
     Attributes:
         first: layers before it do not run; `states`, `[B, T, d]`, take the place of their output.
         last: layers from it on do not run; None: all do.
+        fills: tokens whose attention is left out leave keys and values all the same, those of what it would have read.
+            Layers before `first` and from `last` on stay empty.
     """
 
     first: int = 0
     last: int | None = None
     states: Tensor | None = None
+    fills: bool = False
 
     def check(self, layers: int) -> None:
         """Raises `BadRequest` if a model of so many layers cannot be run by it."""
 
     def attends(self, layer: int) -> Runs:
-        """Whether the layer's attention runs; where it does not, it writes no keys and values that may be read."""
+        """Whether the layer's attention runs; where it does not, no keys and values may be read, unless it `fills`."""
         return True
 
     def feeds(self, layer: int) -> Runs:
@@ -62,6 +66,9 @@ class View:
         what attention added.
         """
 
+    def passed(self, layer: int, before: Tensor, after: Tensor) -> None:
+        """The residual stream `[B * T, d]` before and after a whole layer, the same where neither sub-block ran."""
+
     @property
     def redirects(self) -> bool:
         """Whether it may have a say in `source`."""
@@ -76,7 +83,8 @@ class View:
 class ViewRule(ABC):
     """A way to run a model that follows from how far a text is. Subclasses are dataclasses: their fields are the knobs.
 
-    A token's attention may run only in layers in which that of all earlier tokens runs, for its keys are nowhere else.
+    A token's attention may run only in layers in which that of all earlier tokens runs, for their keys are nowhere
+    else, or in which the view `fills` what is left out.
     """
 
     def check(self, layers: int) -> None:
@@ -248,15 +256,17 @@ class _Watching(View):
 
     def __init__(self, watched: Watched, view: View, generated: np.ndarray) -> None:
         self.watched, self.view, self.generated = watched, view, generated
-        self.first, self.last, self.states = view.first, view.last, view.states
-        self.feeds, self.source, self.fed = view.feeds, view.source, view.fed  # type: ignore[method-assign]
+        self.first, self.last, self.states, self.fills = view.first, view.last, view.states, view.fills
+        self.feeds, self.source = view.feeds, view.source  # type: ignore[method-assign]
+        self.fed, self.passed = view.fed, view.passed  # type: ignore[method-assign]
 
     def __repr__(self) -> str:
         return repr(self.view)
 
     def attends(self, layer: int) -> Runs:
         runs = self.view.attends(layer)
-        self.watched.note(layer, runs, self.generated)
+        # What is filled in may be read like what attention wrote.
+        self.watched.note(layer, self.fills or runs, self.generated)
         return runs
 
 

@@ -27,6 +27,8 @@ HARD = {
     "skipdecode": "skipdecode(least=2, span=6)",
     "skipdecode in the prompt": "skipdecode(least=1, most=4, span=6, warm=0)",
     "ffn_skip": "ffn_skip(similarity=-1, cap=0.6, cold=1, warm=1)",
+    "saturation": "saturation(threshold=0.95)",
+    "saturation at once": "saturation(threshold=-2)",
     "exit": "exit(layer=1)",
     "skip": "skip(attention='1 2', mlp='0 2 3')",
 }
@@ -35,6 +37,7 @@ NEUTRAL = [
     "skipdecode(least=5)",
     "ffn_skip(similarity=1.5, cold=1)",
     "ffn_skip(cap=0, cold=1)",
+    "saturation(threshold=1.01)",
     "exit(layer=5)",
     "skip",
 ]
@@ -228,6 +231,7 @@ def test_a_step_of_unified_runs_the_kept_layers_alone(path: str) -> None:
         ("ffn_skip(cap=1.5)", "cap=1.5"),
         ("ffn_skip(similarity=-2)", "similarity=-2"),
         ("ffn_skip(recheck=0)", "recheck=0"),
+        ("saturation(threshold=high)", "threshold='high'.*a number"),
         ("exit(layer=0)", "layer=0.*1 to 5 may run"),
         ("exit(layer=6)", "layer=6.*1 to 5 may run"),
         ("skip(attention='1 x')", "skip.attention='1 x'.*numbers of layers"),

@@ -15,6 +15,7 @@ from paceline.models.loading import load_model, load_tokenizer
 from paceline.models.views import View, ViewRule
 from paceline.tree import TokenTree
 from paceline.views.ffn_skip import Fading, FFNSkip
+from paceline.views.saturation import Saturation
 from paceline.views.skip import SkippedBlocks
 from paceline.views.skipdecode import SkipDecode
 
@@ -79,3 +80,9 @@ def test_less_is_lost_without_feed_forward_parts_than_without_layers(monkeypatch
         assert found[-1] < perplexity(rule), f"{skipped:.0%} of the feed-forward parts left out"
     assert found == sorted(found), "the lower the knob, the more is lost"
     assert perplexity(SkippedBlocks("1", "1")) < perplexity(SkippedBlocks("2", "2"))
+
+
+def test_the_earlier_tokens_leave_the_more_is_lost() -> None:
+    found = [perplexity(Saturation(threshold)) for threshold in (1.01, 0.95, 0.93, 0.9, -1.0)]
+    assert found[0] == perplexity(None)
+    assert found == sorted(set(found))
