@@ -45,6 +45,8 @@ class TokenTree:
             where nothing was counted.
         probe: `[N + 1]` bool, nodes that are scored for what the target says there and never accepted, nor what lies
             below them; `None`: there are none.
+        passes: how many passes, this one included, what is drafted here has had, where passes correct one and the same
+            draft; 0: it is a new one, or nobody counts.
 
     Raises:
         ValueError: if a parent does not precede its node.
@@ -57,6 +59,7 @@ class TokenTree:
     late: tuple[int, torch.Tensor] | None = None
     counts: np.ndarray | None = None
     probe: np.ndarray | None = None
+    passes: int = 0
 
     def __post_init__(self) -> None:
         n = len(self.tokens)
@@ -186,7 +189,8 @@ class TokenTree:
         renumber[keep] = np.arange(len(keep))
         draws = Draws(self.draws.logq, self.draws.row[keep]) if self.draws is not None else None
         odds, counts, probe = (None if of is None else of[keep] for of in (self.odds, self.counts, self.probe))
-        return TokenTree(self.tokens[keep], renumber[self.parents[keep]], draws, odds, counts=counts, probe=probe)
+        parents = renumber[self.parents[keep]]
+        return TokenTree(self.tokens[keep], parents, draws, odds, counts=counts, probe=probe, passes=self.passes)
 
 
 def ancestor_matrix(parents: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -150,6 +150,7 @@ def test_loading(name: str, value: Any) -> None:
         "lookahead(nodes={})",
         "jacobi(block={})",
         "sjd(block={})",
+        "ceed(block={})",
         "lexical(pads={})",
         "copyspec(copy={})",
         "draft(length={})",

@@ -63,8 +63,11 @@ class Iterated(Drafter):
             outcome.sequence.drafts = self.guesses(said[self.behind(outcome)])
 
     def behind(self, outcome: Outcome) -> list[int]:
-        """The nodes under the last accepted one, always the first child: each says what may come one token later."""
-        return outcome.tree.chain_below(outcome.path[-1])
+        """The nodes under the last accepted one, always the first child: each says what may come one token later.
+
+        Those whose answers were emitted unverified are left out.
+        """
+        return outcome.tree.chain_below(outcome.path[-1])[len(outcome.tokens) - len(outcome.path) :]
 
     def guesses(self, said: torch.Tensor) -> list[Guess]:
         """The guesses that some rows of `peek`, `[n, ...]` float64 and now on the host, stand for."""
@@ -105,11 +108,15 @@ class Jacobi(Iterated):
         self._spare, self._vocabulary = target.spare, target.vocab_size
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[tuple[int, int]]) -> list[TokenTree]:
-        most = self._spare if self.block is None else self.block - 1
         return [
-            self._chain(sequence, sequence.drafts, min(most, nodes, depth))
+            self._chain(sequence, sequence.drafts, min(self._window, nodes, depth))
             for sequence, (nodes, depth) in zip(sequences, budget, strict=True)
         ]
+
+    @property
+    def _window(self) -> int:
+        """Most guesses of a pass."""
+        return self._spare if self.block is None else self.block - 1
 
     def _chain(self, sequence: Sequence, guesses: Seq[Guess], count: int) -> TokenTree:
         known = [guess for guess in guesses[:count] if isinstance(guess, int)]

@@ -88,5 +88,4 @@ class LexicalUnits(Iterated):
 
     def behind(self, outcome: Outcome) -> list[int]:
         """The placeholders under the last accepted node whose answers were not emitted at once."""
-        nodes = list(takewhile(lambda node: outcome.tree.tokens[node] == self._token, super().behind(outcome)))
-        return nodes[len(outcome.tokens) - len(outcome.path) :]
+        return list(takewhile(lambda node: outcome.tree.tokens[node] == self._token, super().behind(outcome)))

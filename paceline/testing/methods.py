@@ -40,6 +40,8 @@ DRAFTERS: tuple[str, ...] = (
     "jacobi(block=3, init=random)",
     "sjd",
     "sjd(block=4, init=repeat)",
+    "ceed",
+    "ceed(block=3, init=text)",
     "lookahead",
     "lookahead(window=2, ngram=3, guesses=1, pool_from_prompt=false, accept_window=false)",
     "copyspec",
@@ -80,6 +82,8 @@ VERIFIERS: tuple[str, ...] = (
     "rejection",
     "lexical(beta=2)",
     "lexical(beta=0.3)",
+    "ceed",
+    "ceed(cap=1)",
     "block",
     "optimal",
     "recursive",
@@ -101,9 +105,12 @@ VERIFIERS: tuple[str, ...] = (
     "synthetic(rate=0)",
     "synthetic(rate=0.7)",
 )
+#: Verifiers of vectors, which every model of token ids is refused.
+VECTORS = ("cspd",)
 #: Verifiers that change even greedy text; one of them heeds no policy.
 RELAXED = (
     "lexical(beta=0.3)",
+    "ceed(cap=1)",
     "lenient(lenience=0.2)",
     "lantern(delta=0.4, neighbours=30, table=embedding)",
     "bild(rollback=4)",

@@ -23,11 +23,11 @@ from paceline.errors import Unsupported
 from paceline.models.costs import PassCosts
 from paceline.requests import Result
 from paceline.specs import parse
-from paceline.testing.methods import DRAFTERS, LAWLESS, POLICIES, RELAXED, VERIFIERS, filled
+from paceline.testing.methods import DRAFTERS, LAWLESS, POLICIES, RELAXED, VECTORS, VERIFIERS, filled
 
 NEW, SEED, END = 10, 5, 60
 #: Verifiers under which sampled text, too, is that of plain decoding with the same seed.
-SAME = ("coupled", "synthetic(rate=0)", "lexical(beta=2)")
+SAME = ("coupled", "synthetic(rate=0)", "lexical(beta=2)", "ceed")
 PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
 CHOICES: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 0.9, "seed": SEED}}
 EXTRAS: dict[str, dict[str, Any]] = {"bare": {}, "stop and logprobs": {"logprobs": 2, "echo": True}}
@@ -69,6 +69,7 @@ REFUSED: dict[tuple[str, str], str] = {
     for verifier in INFORMED
     if parse(spec).name not in TELLING
 } | {(spec, verifier): TREE.format(repr(parse(spec).name)) for spec in BRANCHING for verifier in CHAINS_ONLY}
+REFUSED |= {(spec, verifier): "tokens are vectors with a density" for spec in DRAFTERS for verifier in VECTORS}
 
 
 def target() -> Any:
@@ -149,8 +150,8 @@ def check_runs(result: Result, policy: str) -> None:
 
 
 def cells() -> list[tuple[str, str, str]]:
-    policies = {verifier: list(POLICIES) if verifier == THOROUGH else ["all at once"] for verifier in VERIFIERS}
-    return [(spec, verifier, policy) for spec in DRAFTERS for verifier in VERIFIERS for policy in policies[verifier]]
+    policies = {v: list(POLICIES) if v == THOROUGH else ["all at once"] for v in (*VERIFIERS, *VECTORS)}
+    return [(spec, verifier, policy) for spec in DRAFTERS for verifier in policies for policy in policies[verifier]]
 
 
 @pytest.mark.parametrize(("spec", "verifier", "policy"), cells())
@@ -183,7 +184,7 @@ def test_cell(engine: Engine, draft: str, spec: str, verifier: str, policy: str)
                     assert choice == "greedy" or all(math.isfinite(entry.policy_logprob) for entry in entries)
 
 
-@pytest.mark.parametrize(("kind", "listed"), [("drafter", DRAFTERS), ("verifier", VERIFIERS)])
+@pytest.mark.parametrize(("kind", "listed"), [("drafter", DRAFTERS), ("verifier", (*VERIFIERS, *VECTORS))])
 def test_every_registered_method_is_in_the_matrix(kind: str, listed: tuple[str, ...]) -> None:
     assert {parse(spec).name for spec in listed} == {method.name for method in registry.methods(kind)}
 

@@ -14,6 +14,7 @@ from paceline.api import Engine
 from paceline.drafters.aded import ADED
 from paceline.drafters.aggressive import Aggressive
 from paceline.drafters.base import Drafter
+from paceline.drafters.ceed import CEED
 from paceline.drafters.copyspec import CopySpec
 from paceline.drafters.del_exit import Del
 from paceline.drafters.draft import DraftModel
@@ -110,6 +111,7 @@ CHAINS: dict[str, Make] = {
     "ngram": NGram,
     "recycling chain": lambda: Recycling(template="0 00"),
     "jacobi": lambda: Jacobi(block=3),
+    "ceed": lambda: CEED(block=3),
     "lexical": lambda: LexicalUnits(pads=2, placeholder=0),
     "sjd": lambda: SJD(block=3),
     "sjd that repeats": lambda: SJD(block=4, init="repeat"),
