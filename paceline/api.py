@@ -13,6 +13,7 @@ from weakref import WeakValueDictionary
 from paceline import prompts, registry
 from paceline.budgets import check_budget
 from paceline.chance import SeededChance
+from paceline.controllers import controller_of
 from paceline.decoders import TreeDecoder
 from paceline.drafters.base import Drafter
 from paceline.drafters.prediction import Prediction
@@ -43,6 +44,7 @@ class Engine:
         verifier: object = "coupled",
         max_rows: int = 8,
         nodes: int | None = None,
+        memory: object = None,
     ) -> None:
         """An engine around a loaded `CausalModel`.
 
@@ -53,6 +55,8 @@ class Engine:
             max_rows: most sequences decoded at once.
             nodes: most drafted tokens a step and sequence, at most as many as the model's context has; by default
                 6 `model.spare` + 1, which only drafters that know what a pass costs make use of.
+            memory: a cap on what weights, caches and passes may take, such as `"512MiB"` or a number of bytes, or the
+                spec of another controller (`paceline methods --kind controller`); by default there is none.
         """
         if isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1:
             raise BadRequest(f"max_rows: {max_rows!r} is not allowed; an integer of at least 1 is needed")
@@ -62,12 +66,13 @@ class Engine:
         self.model, self.tokenizer = model, tokenizer
         if tokenizer is not None:
             model.tokenizer = tokenizer
+        most = _most(model) if nodes is None else nodes
+        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=most, controller=controller_of(memory))
         self._parts: dict[tuple[str, str], Any] = {}
         self._leading: WeakValueDictionary[int, Prediction] = WeakValueDictionary()
         self._drafter = self._part("drafter", drafter)
         self._verifier = self._part("verifier", verifier)
         self._ids = itertools.count()
-        self.decoder = TreeDecoder(model, max_rows=max_rows, nodes=_most(model) if nodes is None else nodes)
 
     @classmethod
     def load(
@@ -82,6 +87,7 @@ class Engine:
         fast: bool | None = None,
         max_rows: int = 8,
         nodes: int | None = None,
+        memory: object = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         inflated: str | None = None,
@@ -105,7 +111,7 @@ class Engine:
         if view is not None:
             loaded.follow(registry.build("view", view))
         text = load_tokenizer(model, tokenizer, trust_remote_code)
-        return cls(loaded, text, drafter=drafter, verifier=verifier, max_rows=max_rows, nodes=nodes)
+        return cls(loaded, text, drafter=drafter, verifier=verifier, max_rows=max_rows, nodes=nodes, memory=memory)
 
     # -- generating ---------------------------------------------------------------------------------------
 
@@ -166,11 +172,18 @@ class Engine:
         if callback is not None and not callable(callback):
             raise BadRequest(f"callback: {callback!r:.80} is not allowed; a function that takes an event is needed")
         tokens = [*self._read(prompt, settings), *self.model.opening]
+        self.decoder.controller.check(min(len(tokens) + settings.max_new_tokens, self.model.limit(len(tokens))))
         self._try_policies(tokens, settings)
         return Request(tokens, settings, chosen, judge, callback, next(self._ids))
 
     def submit(self, request: Request) -> list[Sequence]:
-        """Queue a request's `n` sequences in the decoder (for servers; `generate` and `stream` call it)."""
+        """Queue a request's `n` sequences in the decoder (for servers; `generate` and `stream` call it).
+
+        Raises:
+            BadRequest: the request is being served already.
+        """
+        if any(s.request.id == request.id for s in (*self.decoder.waiting, *self.decoder.running)):
+            raise BadRequest(f"request: {request.id} is being served already; make another one with request()")
         sequences = [self._sequence(request, i) for i in range(request.sampling.n)]
         for sequence in sequences:
             self.decoder.add(sequence)
@@ -180,7 +193,8 @@ class Engine:
         self, sampling: Sampling | None = None, *, drafter: object = None, verifier: object = None, **options: Any
     ) -> Plan:
         """The plan of a combination. Raises `BadRequest` or `Unsupported` with the sentence saying why not."""
-        return self._planned(sampling, options, drafter, verifier)[-1]
+        found = self._planned(sampling, options, drafter, verifier)[-1]
+        return replace(found, lines=(*found.lines, *self.decoder.controller.lines()))
 
     def pipeline(self, sampling: Sampling) -> Pipeline:
         """The policy of some settings."""
@@ -231,6 +245,7 @@ class Engine:
         # A drafter may copy the weights or measure passes then, so it is told its target once.
         elif isinstance(part, Drafter) and (part.attached is None or part.attached() is not self.model):
             part.attach(self.model)
+            self.decoder.controller.join(part)
             part.attached = weakref.ref(self.model)
         return part
 

@@ -15,6 +15,9 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import torch
 
+#: Positions behind the last one asked for whose noise is still known.
+REMEMBERED = 64
+
 
 class Chance(ABC):
     """Source of all random decisions of one generated sequence."""
@@ -136,7 +139,7 @@ class SeededChance(Chance):
             gumbel = -np.log(-np.log(np.clip(uniform, 1e-300, 1 - 1e-16)))
             row = torch.from_numpy(gumbel.astype(np.float32))
             # Drafter and verifier ask for the same few positions ahead; older ones are never asked for again.
-            for old in [known for known in self._noise if known < position - 64]:
+            for old in [known for known in self._noise if known < position - REMEMBERED]:
                 del self._noise[old]
             self._noise[position] = row
         return row

@@ -23,7 +23,7 @@ from paceline.errors import BadRequest
 from paceline.specs import Spec, parse
 
 #: Packages whose every module is imported by `load`.
-PACKAGES = ("paceline.policies", "paceline.drafters", "paceline.verifiers", "paceline.trees", "paceline.views")
+PACKAGES = tuple(f"paceline.{kind}" for kind in ("policies", "drafters", "verifiers", "trees", "views", "controllers"))
 #: What a user may write for a field of that type.
 PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
 #: The largest integer that fits wherever integers go: counts, ids, tensors of 64 bits.
@@ -46,7 +46,7 @@ class Method:
 
     Attributes:
         name: what a user writes.
-        kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"` or `"view"`.
+        kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"`, `"view"` or `"controller"`.
         cls: the dataclass that implements it.
         guarantee: see `Guarantee`; for `LOSSY`, `knob` names the field that bounds the loss.
         needs: what it cannot do without, each a key of `paceline.plan.CAPABILITIES`.
@@ -138,7 +138,7 @@ def build(kind: str, spec: object) -> Any:
     """A method's instance from a spec string such as `"draft(model=m, length=6)"`, a `Spec` or an instance.
 
     Args:
-        kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"` or `"view"`.
+        kind: `"policy"`, `"drafter"`, `"verifier"`, `"tree"`, `"view"` or `"controller"`.
         spec: what the user gave.
 
     Raises:

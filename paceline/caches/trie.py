@@ -101,7 +101,12 @@ class TrieCache(Cache):
         dtype: of keys and values.
         device: where they live.
         capacity: slots allocated at first. Rows and slots double as they are needed, up to `rows` and `limit`.
+
+    Attributes:
+        chunk: slots by which it grows instead (see `spare`).
     """
+
+    chunk: int | None = None
 
     def __init__(
         self,
@@ -122,6 +127,11 @@ class TrieCache(Cache):
         self.pending: Extension | None = None
         super().__init__(layers=[TrieLayer(self) for _ in range(layers)])
 
+    def spare(self, chunk: int) -> None:
+        """From now on grow by `chunk` slots and by single rows, and give back what freed rows leave."""
+        self.chunk = chunk
+        self._release()
+
     # -- rows ---------------------------------------------------------------------------------------------
 
     @torch.inference_mode()
@@ -135,7 +145,7 @@ class TrieCache(Cache):
         if len(self.live) == self.max_rows:
             raise RuntimeError(f"cache: all {self.max_rows} rows are in use")
         if len(self.live) == self.rows:
-            self._resize(min(2 * self.rows, self.max_rows), self.capacity)
+            self._resize(self.rows + 1 if self.chunk else min(2 * self.rows, self.max_rows), self.capacity)
         row = Row(len(self.live))
         self.live.append(row)
         return row
@@ -154,6 +164,8 @@ class TrieCache(Cache):
         if last is not row:
             last.index = row.index
             self.live[row.index] = last
+        if self.chunk:
+            self._release()
 
     @torch.inference_mode()
     def copy(self, source: Row, target: Row, length: int | None = None, origin: TrieCache | None = None) -> None:
@@ -242,10 +254,19 @@ class TrieCache(Cache):
         """Forget the crown and every committed slot from `trunk` on."""
         row.trunk, row.parents = min(row.trunk, trunk), []
 
+    def slots(self, length: int) -> int:
+        """Slots a row that it allocates for rows of up to `length`."""
+        return bucket(-(-length // self.chunk) * self.chunk if self.chunk else length)
+
     @property
     def nbytes(self) -> int:
         """Bytes of allocated keys and values."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._ready())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest tensor of keys or values."""
+        return max((part.nbytes for layer in self._ready() for part in (layer.keys, layer.values)), default=0)
 
     # -- internals ----------------------------------------------------------------------------------------
 
@@ -266,19 +287,30 @@ class TrieCache(Cache):
 
     def _grow(self, length: int) -> None:
         if bucket(length) > self.capacity:
-            self._resize(self.rows, bucket(max(length, min(2 * self.capacity, self.limit))))
+            more = length if self.chunk else max(length, min(2 * self.capacity, self.limit))
+            self._resize(self.rows, self.slots(more))
+
+    def _release(self) -> None:
+        """Give back what the live rows do not need."""
+        rows, capacity = max(1, len(self.live)), self.slots(max((row.length for row in self.live), default=1))
+        if not self.live:
+            for layer in self._ready():
+                layer.keys = layer.values = None
+                layer.is_initialized = False
+        if (rows, capacity) != (self.rows, self.capacity):
+            self._resize(rows, capacity)
 
     def _resize(self, rows: int, capacity: int) -> None:
-        grown = []
+        # One tensor after the other, so that only one exists twice. Should an allocation fail, some are larger than
+        # `rows` and `capacity` say, and the live rows stay usable.
         for layer in self._ready():
-            old_rows, heads, old, dim = layer.keys.shape
-            keys = self.zeros(rows, heads, capacity, dim)
-            values = self.zeros(rows, heads, capacity, layer.values.shape[3])
-            grown.append((layer, keys, values, old_rows, old))
-        # Nothing changes before every allocation succeeded: a failed growth leaves the live rows usable.
-        for layer, keys, values, old_rows, old in grown:
-            keys[:old_rows, :, :old], values[:old_rows, :, :old] = layer.keys, layer.values
-            layer.keys, layer.values = keys, values
+            for name in ("keys", "values"):
+                old = getattr(layer, name)
+                new = self.zeros(rows, old.shape[1], capacity, old.shape[3])
+                shared = (slice(min(rows, len(old))), slice(None), slice(min(capacity, old.shape[2])))
+                new[shared] = old[shared]
+                setattr(layer, name, new)
+                del old
         self.rows, self.capacity = rows, capacity
 
     def _layout(self, rows: Sequence[Row], starts: list[int], width: int) -> Extension:

@@ -20,6 +20,7 @@ def explain(
     policy: o.Policies = None,
     prediction: o.Prediction = None,
     view: o.View = None,
+    memory: o.Memory = None,
     as_json: o.Json = False,
     dtype: o.Dtype = None,
     device: o.Device = None,
@@ -41,6 +42,7 @@ def explain(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         view=view,
+        memory=memory,
     )
     plan = engine.explain(temperature=temperature, **o.policies(top_k, top_p, min_p, policy), **expected)
     if as_json:

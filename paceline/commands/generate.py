@@ -41,6 +41,7 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Say where tokens and time came from.")] = False,
     as_json: o.Json = False,
     view: o.View = None,
+    memory: o.Memory = None,
     dtype: o.Dtype = None,
     device: o.Device = None,
     inflated: o.Inflated = None,
@@ -67,6 +68,7 @@ def generate(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
         view=view,
+        memory=memory,
     )
     settings: dict[str, Any] = {
         **o.policies(top_k, top_p, min_p, policy),

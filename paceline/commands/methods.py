@@ -16,13 +16,15 @@ from paceline.errors import BadRequest
 if TYPE_CHECKING:
     from paceline.registry import Method
 
-KINDS = ("drafter", "policy", "tree", "verifier", "view")
+KINDS = ("controller", "drafter", "policy", "tree", "verifier", "view")
 COLOURS = {"lossless": "green", "greedy": "cyan", "lossy": "yellow", "defines": "blue"}
 
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Show this method alone, with its options.")] = None,
-    kind: Annotated[str | None, typer.Option("--kind", help="drafter, policy, tree, verifier or view.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="controller, drafter, policy, tree, verifier or view.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
 ) -> None:

@@ -33,6 +33,10 @@ Dtype = Annotated[
 ]
 Device = Annotated[str | None, typer.Option("--device", help="cpu or cuda [default: cuda if there is one].")]
 Inflated = Annotated[str | None, typer.Option("--inflated", help="Embed the model in a larger one of equal function.")]
+Memory = Annotated[
+    str | None,
+    typer.Option("--memory", help="Cap on weights, caches and passes, such as 512MiB."),
+]
 MaxRows = Annotated[int, typer.Option("--max-rows", help="Most sequences decoded at once.")]
 Fast = Annotated[bool, typer.Option("--fast/--no-fast", help="Replace the forward pass by a faster equal one.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.")]

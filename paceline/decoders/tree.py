@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from paceline.controllers.base import Controller, Unlimited
 from paceline.decoders.judge import Judged, judge
 from paceline.decoders.logprobs import prompt_logprobs, token_logprobs
 from paceline.drafters.base import Drafter, Outcome
+from paceline.drafters.lighter import without_second
 from paceline.ending import Ending, trim
 from paceline.models.nodes import Scores
 from paceline.policies.base import Context
@@ -35,12 +37,23 @@ class TreeDecoder:
         max_rows: most sequences decoded at once; further ones wait.
         nodes: most drafted nodes a tree.
         prefill_chunk: prompt tokens a forward pass.
+        controller: may allow less than these; nothing is limited further by default.
     """
 
-    def __init__(self, model: Any, *, max_rows: int = 8, nodes: int = 15, prefill_chunk: int = 512) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_rows: int = 8,
+        nodes: int = 15,
+        prefill_chunk: int = 512,
+        controller: Controller | None = None,
+    ) -> None:
         self.model, self.nodes, self.prefill_chunk = model, nodes, prefill_chunk
         self.max_rows = max_rows
         self.cache = model.new_cache(max_rows)
+        self.controller = controller or Unlimited()
+        self.controller.attach(model, self.cache)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._events: list[Event] = []
@@ -73,6 +86,8 @@ class TreeDecoder:
         if self.running:
             self._step(list(self.running))
         while self.waiting and len(self.running) < self.max_rows:
+            if not self.controller.admits(self.running, self.waiting[0]):
+                break
             self._admit(self.waiting.popleft())
         events, self._events = self._events, []
         return events
@@ -88,6 +103,7 @@ class TreeDecoder:
             self._step([sequence])
 
     def _begin(self, sequence: Sequence) -> None:
+        self._retire([*self.running, sequence])
         sequence.cache, sequence.row = self.cache, self.cache.allocate()
         sequence.row.prompt = sequence.prompt_length
         self.running.append(sequence)
@@ -101,8 +117,9 @@ class TreeDecoder:
     def _prefill(self, sequence: Sequence, prompt: list[int]) -> None:
         """Commit the prompt but for a last stretch, which rides with the first tree."""
         row, sampling = sequence.row, sequence.request.sampling
+        chunk = self.controller.portion(self.running, self.prefill_chunk)
         if sampling.echo and sampling.logprobs is not None:
-            pieces = self.model.prefill(self.cache, row, prompt[:-1], self.prefill_chunk, logits=True)
+            pieces = self.model.prefill(self.cache, row, prompt[:-1], chunk, logits=True)
             if pieces:
                 sequence.prompt_logprobs = prompt_logprobs(torch.cat(pieces), prompt[1:], sampling.logprobs)
             return
@@ -110,8 +127,8 @@ class TreeDecoder:
         if sibling is not None:
             self.cache.copy(sibling.row, row)
             self.cache.crop(row, len(prompt) - 1)
-        whole = (len(prompt) - 1) // self.prefill_chunk * self.prefill_chunk
-        self.model.prefill(self.cache, row, prompt[sequence.cached : whole], self.prefill_chunk)
+        whole = (len(prompt) - 1) // chunk * chunk
+        self.model.prefill(self.cache, row, prompt[sequence.cached : whole], chunk)
 
     # -- the step -----------------------------------------------------------------------------------------
 
@@ -143,9 +160,11 @@ class TreeDecoder:
                 outcome.sequence.stats.other += time.perf_counter() - began
 
     def _propose(self, sequences: list[Sequence]) -> dict[Sequence, TokenTree]:
+        self._retire(self.running)
         trees: dict[Sequence, TokenTree] = {}
+        nodes = self.controller.nodes(self.running, self.nodes)
         for drafter, group in _by_drafter(sequences, lambda s: s):
-            budget = [self._budget(s) for s in group]
+            budget = [self._budget(s, nodes) for s in group]
             try:
                 for s, tree, (nodes, depth) in zip(group, drafter.propose(group, budget), budget, strict=True):
                     trees[s] = self._checked(s, tree.limit(nodes, depth))
@@ -162,11 +181,19 @@ class TreeDecoder:
             raise ValueError(f"the draft {tree.tokens[1:].tolist()} holds token ids outside the vocabulary")
         return tree
 
-    def _budget(self, sequence: Sequence) -> tuple[int, int]:
+    def _retire(self, sequences: list[Sequence]) -> None:
+        """Texts whose second models may keep nothing of them any more go on with drafters that have none."""
+        for sequence in self.controller.retired(sequences):
+            drafter, sequence.drafter = sequence.drafter, without_second(sequence.drafter, sequence.verifier)
+            if sequence.row is not None:
+                self._guarded(sequence, drafter.end)
+                self._guarded(sequence, sequence.drafter.begin)
+
+    def _budget(self, sequence: Sequence, nodes: int) -> tuple[int, int]:
         """Most drafted nodes and most useful depth: the last token of a text comes as a bonus, if there is one."""
         spare = self._room(sequence)
         useful = sequence.remaining - sequence.verifier.extends
-        return max(0, min(self.nodes, spare)), max(0, min(useful, spare))
+        return max(0, min(nodes, spare)), max(0, min(useful, spare))
 
     def _room(self, sequence: Sequence) -> int:
         """Tokens that the model can still read."""

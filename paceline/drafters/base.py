@@ -20,6 +20,7 @@ import torch
 from paceline.tree import TokenTree
 
 if TYPE_CHECKING:
+    from paceline.caches import TrieCache
     from paceline.models.causal import CausalModel
     from paceline.sequence import Sequence
 
@@ -66,11 +67,19 @@ class Drafter(ABC):
     #: Bytes of its own weights by those of the target's; 0: it has none, or nobody knows.
     size_ratio: float = 0.0
 
+    #: Prompt tokens that a model of its own reads in a pass.
+    portion: int = 512
+
     #: A hint of whoever asks: chance of being accepted below which a drafted token will not be scored.
     worth: float = 0.0
 
     #: A weak reference to the target that it was attached to last; kept by the engine.
     attached: Any = None
+
+    @property
+    def second(self) -> Seq[tuple[CausalModel, TrieCache]]:
+        """Models of its own that read the text, each with the cache of its texts; by default those of its members."""
+        return [pair for member in self.members for pair in member.second]
 
     def attach(self, target: CausalModel) -> None:
         """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""

@@ -19,6 +19,7 @@ from paceline.caches import TrieCache
 from paceline.errors import PacelineError
 from paceline.models.causal import CausalModel
 from paceline.models.check import self_check
+from paceline.models.config import tabulated
 from paceline.models.fast import speed_up
 from paceline.models.forward import Mask
 from paceline.models.fusable import fusable
@@ -70,7 +71,7 @@ class Lean:
         self._head = _matrix(module.lm_head.weight.float() * body.norm.weight.float())
         self._epsilon = float(body.norm.variance_epsilon)
         self._rotary = body.rotary_emb
-        self._rope = _rope(self._rotary, 512)
+        self._rope = _rope(self._rotary, tabulated(module.config))
 
     def __call__(
         self,

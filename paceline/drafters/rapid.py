@@ -29,7 +29,6 @@ import numpy as np
 from paceline.drafters.base import Outcome
 from paceline.drafters.chain import Run
 from paceline.drafters.draft import Draft, DraftModel
-from paceline.drafters.second import CHUNK
 from paceline.errors import BadRequest
 from paceline.models.causal import CausalModel
 from paceline.plan import agreed
@@ -120,9 +119,9 @@ class Rapid(DraftModel):
         short = self.readable(self.shortened(sequence.tokens))
         sequence.drafts = reading = Reading(self._cache.allocate(), short=short)
         reading.row.prompt = len(short)
-        whole = (len(short) - 1) // CHUNK * CHUNK
+        whole = (len(short) - 1) // self.portion * self.portion
         if whole < self._model.limit(len(short)):
-            self._model.prefill(self._cache, reading.row, short[:whole], CHUNK)
+            self._model.prefill(self._cache, reading.row, short[:whole], self.portion)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         for outcome in outcomes:

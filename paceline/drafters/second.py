@@ -18,8 +18,8 @@ from paceline.models.causal import CausalModel
 from paceline.models.loading import load_model
 from paceline.sequence import Sequence
 
-#: Prompt tokens a pass of the draft model; and more cache rows than will ever be asked for.
-CHUNK, ROWS = 512, 1 << 16
+#: More cache rows than will ever be asked for.
+ROWS = 1 << 16
 
 
 @dataclass(eq=False)
@@ -50,6 +50,10 @@ class SecondModel(Drafter):
         if self.length is not None and self.length < 1:
             raise BadRequest(f"{self.name}(length={self.length}): an integer of at least 1 is needed")
 
+    @property
+    def second(self) -> list[tuple[CausalModel, TrieCache]]:
+        return [(self._model, self._cache)] if self._target_vocabulary else []
+
     def attach(self, target: CausalModel) -> None:
         if not self._target_vocabulary:
             self._model = self._load(target)
@@ -73,9 +77,9 @@ class SecondModel(Drafter):
     def read(self, sequence: Sequence, row: Row) -> None:
         """Take the prompt into a fresh cache row, but for its last stretch."""
         row.prompt = sequence.prompt_length
-        whole = (len(sequence.tokens) - 1) // CHUNK * CHUNK
+        whole = (len(sequence.tokens) - 1) // self.portion * self.portion
         if whole < self._model.limit(row.prompt):
-            self._model.prefill(self._cache, row, self.readable(sequence.tokens[:whole]), CHUNK)
+            self._model.prefill(self._cache, row, self.readable(sequence.tokens[:whole]), self.portion)
 
     def room(self, sequence: Sequence) -> int:
         """Tokens that the model can still draft before its context ends; its last one need not be read."""

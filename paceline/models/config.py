@@ -37,6 +37,11 @@ def context(config: Any) -> int:
     return min(longest, int(own or getattr(config, "original_max_position_embeddings", None) or longest))
 
 
+def tabulated(config: Any) -> int:
+    """Positions that tables of rotations have from the start: all of a text's, unless these are very many."""
+    return min(context(config), 4096)
+
+
 def windows(config: Any) -> dict[str, int | None]:
     """Sliding window of each attention layer type (`None`: unlimited).
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
 from paceline.models.attention import Prepared, prepare
-from paceline.models.config import weight_bytes
+from paceline.models.config import tabulated, weight_bytes
 from paceline.models.fusable import fusable
 from paceline.models.fused_layer import Layer, Matrix, Norm, Step
 from paceline.models.packing import FROM_MEMORY
@@ -63,7 +63,7 @@ class FusedDecoder:
         self.dtype: torch.dtype = module.lm_head.weight.dtype
         self._table: Tensor = body.embed_tokens.weight.detach()
         self._rotary = body.rotary_emb
-        self._rope = rope_table(self._rotary, 512)
+        self._rope = rope_table(self._rotary, tabulated(config))
         self._norm = Norm([body.norm])
         compact = weight_bytes(module) >= FROM_MEMORY
         tied = module.lm_head.weight is body.embed_tokens.weight

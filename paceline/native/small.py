@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from paceline.models.attention import HIDDEN
+from paceline.models.config import tabulated
 from paceline.models.fused import rope_table
 from paceline.native import Kernels
 from paceline.native.pages import WEIGHTS
@@ -90,7 +91,7 @@ class SmallLlama:
             scale=float(attention.scaling),
         )
         self._rotary = body.rotary_emb
-        self._rope = rope_table(self._rotary, 512).numpy()
+        self._rope = rope_table(self._rotary, tabulated(module.config)).numpy()
 
     def __call__(
         self,

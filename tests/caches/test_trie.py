@@ -351,3 +351,39 @@ def test_wrong_calls_are_refused() -> None:
 def test_attention_lengths_are_whole_blocks_and_never_256() -> None:
     lengths = [trie.bucket(n) for n in (1, 128, 129, 256, 257, 384, 385)]
     assert lengths == [128, 128, 384, 384, 384, 384, 512]
+
+
+def test_a_sparing_cache_grows_by_chunks_and_gives_back() -> None:
+    model = llama()
+    cache = model.new_cache(4)
+    cache.spare(128)
+    slot = 2 * 2 * 4 * 2 * 8  # layers, keys and values, bytes, heads, dim
+
+    def stored() -> tuple[int, int]:
+        assert cache.nbytes == cache.rows * cache.capacity * slot
+        return cache.rows, cache.capacity
+
+    first, second = cache.allocate(), cache.allocate()
+    model.prefill(cache, first, [1, 2, 3])
+    assert stored() == (2, 128)
+    model.prefill(cache, second, [4] * 300)
+    assert stored() == (2, 384)
+    third = cache.allocate()
+    model.prefill(cache, third, [5] * 20)
+    assert stored() == (3, 384)
+    cache.free(second)
+    assert stored() == (2, 128)
+    for row, text in ((first, [1, 2, 3]), (third, [5] * 20)):
+        logits = model.score(cache, [row], [TokenTree.empty(6)]).logits[0]
+        torch.testing.assert_close(logits, fresh(model, [*text, 6]), rtol=0, atol=1e-6)
+    cache.free(first)
+    cache.free(third)
+    assert cache.nbytes == 0
+    row = cache.allocate()
+    model.prefill(cache, row, [7, 8])
+    logits = model.score(cache, [row], [TokenTree.empty(6)]).logits[0]
+    torch.testing.assert_close(logits, fresh(model, [7, 8, 6]), rtol=0, atol=1e-6)
+    assert cache.slots(129) == 384
+    cache.chunk = 300
+    assert cache.slots(10) == 384
+    assert cache.slots(301) == 640

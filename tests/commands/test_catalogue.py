@@ -25,7 +25,7 @@ FIELDS = {"name", "kind", "guarantee", "needs", "options", "paper", "year", "sum
 def test_methods_as_json(run: Run) -> None:
     found = json.loads(run("methods", "--json").stdout)
     assert all(set(m) == FIELDS for m in found)
-    assert {m["kind"] for m in found} == {"drafter", "policy", "tree", "verifier", "view"}
+    assert {m["kind"] for m in found} == {"controller", "drafter", "policy", "tree", "verifier", "view"}
     drafters = json.loads(run("methods", "--json", "--kind", "drafter").stdout)
     assert drafters == [m for m in found if m["kind"] == "drafter"]
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from paceline import Engine
-from paceline.drafters import second as module_under_test
+from paceline.drafters.base import Drafter
 from paceline.drafters.draft import DraftModel
 from paceline.errors import BadRequest, Unsupported
 from paceline.models.loading import load_model
@@ -240,7 +240,7 @@ def test_its_cache_equals_a_fresh_pass_after_every_step(temperature: float) -> N
 
 
 def test_a_long_prompt_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module_under_test, "CHUNK", 8)
+    monkeypatch.setattr(Drafter, "portion", 8)
     engine = engine_of(TARGET, DraftModel(near()))
     prompt = [(3 * i) % VOCABULARY for i in range(40)]
     assert engine.generate(prompt, max_new_tokens=20).tokens == generated(TARGET, prompt, 20)
