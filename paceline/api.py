@@ -260,7 +260,7 @@ class Engine:
             raise BadRequest("prompt: it is empty; give at least one token")
         if len(given) > longest:
             raise BadRequest(f"prompt: {len(given)} tokens exceed the context of {longest}; shorten the prompt")
-        if settings.echo and settings.logprobs is not None and "prompt_logprobs" in self.model.lacks:
+        if settings.scores_prompt and "prompt_logprobs" in self.model.lacks:
             raise Unsupported(
                 f"echo=True with logprobs asks for log-probabilities of the prompt, which {self.model.name} does not "
                 f"offer: {self.model.lacks['prompt_logprobs']}; leave one of them out"
@@ -344,7 +344,7 @@ class Engine:
             stats=sequence.stats,
             stop_reason=sequence.stop_reason,
             logprobs=sequence.logprobs if sampling.logprobs is not None else None,
-            prompt_logprobs=sequence.prompt_logprobs if sampling.echo and sampling.logprobs is not None else None,
+            prompt_logprobs=sequence.prompt_logprobs if sampling.scores_prompt else None,
             error=sequence.error,
             prompt_tokens=len(request.prompt),
         )

@@ -62,6 +62,11 @@ class Sampling:
         if self.prediction is not None and not isinstance(self.prediction, str):
             object.__setattr__(self, "prediction", _ids("prediction", self.prediction))
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log-probabilities of the prompt are wanted."""
+        return self.echo and self.logprobs is not None
+
     def _integer(self, name: str, low: int, high: int | None) -> None:
         value = getattr(self, name)
         allowed = f"an integer of at least {low}" if high is None else f"an integer from {low} to {high}"

@@ -104,6 +104,7 @@ class SpecMemo(Controller):
         self.weights = 0
         self._parts: list[object] = []
         self._readers: list[Reader] = []
+        self._together = False
 
     # -- what there is ------------------------------------------------------------------------------------
 
@@ -112,6 +113,7 @@ class SpecMemo(Controller):
 
     def join(self, drafter: Drafter) -> None:
         known = [id(reader.cache) for reader in self._readers]
+        self._together |= drafter.overlaps
         self._add([drafter], [pair for pair in drafter.second if id(pair[1]) not in known])
 
     def _add(self, parts: Seq[object], pairs: Seq[tuple[Any, TrieCache]]) -> None:
@@ -132,8 +134,8 @@ class SpecMemo(Controller):
 
     def needed(self, texts: Seq[Text], nodes: int) -> float:
         """Bytes of the next step, if each of some texts drafts so many nodes."""
-        longest = max(text.length for text in texts) + nodes
-        kept = room = 0.0
+        longest = max((text.length for text in texts), default=0) + nodes
+        kept, rooms = 0.0, [0.0]
         for i, reader in enumerate(self._readers):
             own = [text for text in texts if i == 0 or i in text.drafts]
             if not own:
@@ -146,8 +148,8 @@ class SpecMemo(Controller):
             # Storage that grows, before the pass, has one tensor twice for a moment.
             grows = slots > reader.cache.capacity or len(own) > reader.cache.rows
             growth = len(own) * slots * found.tensor * grows
-            room = max(room, growth, found.room(len(own) * (nodes + 1), rows, slots, len(own), drawn))
-        return self.weights + kept + room + self._drawn(texts, nodes)
+            rooms.append(max(growth, found.room(len(own) * (nodes + 1), rows, slots, len(own), drawn)))
+        return self.weights + kept + (sum(rooms) if self._together else max(rooms)) + self._drawn(texts, nodes)
 
     def _drawn(self, texts: Seq[Text], nodes: int) -> float:
         """Bytes of the noise of positions, and of the laws of drafted tokens."""
@@ -169,7 +171,14 @@ class SpecMemo(Controller):
 
     def portion(self, sequences: Seq[Sequence], most: int) -> int:
         texts = [self._text(s) for s in sequences]
-        found = _largest(lambda n: self._fits([*texts[:-1], replace(texts[-1], read=n)], 0), most) or 1
+        scored = sequences[-1].request.sampling.scores_prompt
+
+        def fits(tokens: int) -> bool:
+            if scored:
+                return self._fits([replace(text, noise=text.noise or 1) for text in texts], tokens)
+            return self._fits([*texts[:-1], replace(texts[-1], read=tokens)], 0)
+
+        found = _largest(fits, most) or 1
         _read_by(found, sequences[-1].drafter)
         return found
 

@@ -118,10 +118,13 @@ class TreeDecoder:
         """Commit the prompt but for a last stretch, which rides with the first tree."""
         row, sampling = sequence.row, sequence.request.sampling
         chunk = self.controller.portion(self.running, self.prefill_chunk)
-        if sampling.echo and sampling.logprobs is not None:
-            pieces = self.model.prefill(self.cache, row, prompt[:-1], chunk, logits=True)
-            if pieces:
-                sequence.prompt_logprobs = prompt_logprobs(torch.cat(pieces), prompt[1:], sampling.logprobs)
+        if sampling.logprobs is not None and sampling.scores_prompt:
+            for at in range(0, len(prompt) - 1, chunk):
+                part = prompt[at : at + chunk + 1]
+                (logits,) = self.model.prefill(
+                    self.cache, row, part[: min(chunk, len(prompt) - 1 - at)], chunk, logits=True
+                )
+                sequence.prompt_logprobs += prompt_logprobs(logits, part[1:], sampling.logprobs)
             return
         sibling = next((s for s in self.running if s.request is sequence.request and s.generated), None)
         if sibling is not None:

@@ -81,6 +81,11 @@ class Drafter(ABC):
         """Models of its own that read the text, each with the cache of its texts; by default those of its members."""
         return [pair for member in self.members for pair in member.second]
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether one of these runs while the target does."""
+        return any(member.overlaps for member in self.members)
+
     def attach(self, target: CausalModel) -> None:
         """Called once with the target, before any sequence. Raises `BadRequest` or `Unsupported` on a mismatch."""
 

@@ -125,6 +125,7 @@ class Pearl(ChainModel):
 
     name = "pearl"
     drafts = CHAIN_LAWS
+    overlaps = True
     threads: bool = True
     _most: int = field(init=False, repr=False, default=1)
     _thread: threading.Thread | None = field(init=False, repr=False, default=None)

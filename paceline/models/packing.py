@@ -4,7 +4,8 @@ A matrix that was laid out for the kernel multiplies few rows two to three times
 layouts: our own for bfloat16 where the CPU suits it (`paceline.native.matrix`), else oneDNN's. Both have the property
 on which exactness in bfloat16 rests: **a row's result does not depend on how many rows there are**; with oneDNN from
 2 rows on. There one row alone takes another kernel (slower, and other last bits), so few rows are padded to five (on a
-Zen 4 five are 5 % faster than four where memory is slow, and equal where it is fast).
+Zen 4 five are 5 % faster than four where memory is slow, and equal where it is fast). In bfloat16 on matrix units (AMX)
+oneDNN lacks it: only matrices that do not suit our own layout are left to it.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ class Kernels:
         counts = visible.sum(-1).flatten()
         first = torch.zeros(len(counts) + 1, dtype=torch.int64)
         torch.cumsum(counts, 0, out=first[1:])
-        slots = visible.nonzero()[:, 3].int()
+        slots = torch.arange(mask.shape[3], dtype=torch.int32).expand(mask.shape)[visible]
         added = None
         if visible.logical_and(mask).any():
             added = mask if mask.stride(3) == 1 else mask.contiguous()

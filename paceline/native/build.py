@@ -17,7 +17,7 @@ FOLDER = "PACELINE_CACHE"
 #: "0" leaves the compiler alone.
 SWITCH = "PACELINE_NATIVE"
 
-_UNITS = ("bytes.c", "compact.c", "kernels.c", "layout.c", "matrix.c", "small.c", "widened.c")
+_UNITS = ("bytes.c", "compact.c", "kernels.c", "layout.c", "matrix.c", "small.c", "tiles.c", "widened.c")
 _NAMES = (*_UNITS, "compact.h", "lanes.h", "panels.h")
 _SOURCES = tuple(Path(__file__).with_name(name) for name in _NAMES)
 _FLAGS = ("-O3", "-march=native", "-std=gnu11", "-fno-math-errno", "-fopenmp", "-fPIC", "-shared")

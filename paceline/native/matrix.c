@@ -20,14 +20,7 @@ enum {
 
 #include <immintrin.h>
 
-int matrix_available(void)
-{
-#ifdef __AMX_BF16__
-    return 0; /* oneDNN has matrix units to compute with. */
-#else
-    return 1;
-#endif
-}
+int matrix_available(void) { return 1; }
 
 /* out[0:rows][0:WIDE] = the panel times rows <= MOST of x; a sum's steps are the same whatever the rows. Fetches
    `next` with what lies behind it, `step` bytes at a time, or AHEAD where `step` is 0. */

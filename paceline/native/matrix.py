@@ -3,7 +3,11 @@
 A pass over few rows costs what reading the weights costs, and a core that multiplies while it reads asks for too little
 at a time: oneDNN gets two thirds of the memory's bandwidth with one row and half of it with eight. The kernel here
 fetches ahead of itself and gets nearly all of it, for up to eight rows; with hundreds of rows both compute at the
-CPU's limit. Where the CPU has matrix units (AMX), which oneDNN uses, it is left to oneDNN.
+CPU's limit.
+
+Where the CPU has matrix units (AMX) the same panels are multiplied on them, by `tiles.c`: up to 16 rows cost little
+more than one, hundreds what they cost in oneDNN. Its own kernels for them differ with the number of rows, and so do the
+last bits of a row; these do not.
 
 CPUs with AVX2 alone have to widen bfloat16 to float32 first, for which oneDNN has nothing fast. Reading half the bytes
 is worth it: over up to three rows the memory is the limit there, beyond them computing is, which costs what it costs in
@@ -29,8 +33,15 @@ _OPERATIONS = {"add": 1, "mul": 2}
 _AFTER: list[Any] = [c_void_p, c_int, c_void_p, c_int, c_void_p, c_int64, c_int64, c_int64, c_int]
 
 
+def has_tiles(library: CDLL) -> bool:
+    """Whether matrix units multiply panels on this CPU."""
+    return bool(library.tiles_available())
+
+
 def product_of(library: CDLL) -> Any:
     """The function that multiplies panels on this CPU, or None."""
+    if has_tiles(library):
+        return library.tiles_product
     if library.matrix_available():
         return library.matrix_product
     return library.widened_product if library.widened_available() else None
@@ -49,7 +60,8 @@ class Panels:
     least = 1
 
     def __init__(self, native: Kernels, weight: Tensor, bias: Tensor | None) -> None:
-        self.shape, self.spare = weight.shape, 7 if native.library.matrix_available() else 3
+        self.shape, library = weight.shape, native.library
+        self.spare = 15 if has_tiles(library) else 7 if library.matrix_available() else 3
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, 0, 0, -outputs % WIDE)) if outputs % WIDE else weight
         self._bias = None if bias is None else bias.detach().float()

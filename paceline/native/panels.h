@@ -25,10 +25,10 @@ static inline int64_t block_rows(int64_t rows, int64_t done, int64_t most)
     return (left + blocks - 1) / blocks;
 }
 
-/* The sums of one row from output `from` on: bias, activation and the other operand in float32, then rounded once. */
-static inline void finish(float *sums, const tail *after, int64_t row, int64_t from)
+/* `finish` of `count` outputs; a constant one is vectors. */
+static inline __attribute__((always_inline)) void finish_some(float *sums, const tail *after, int64_t at, int64_t from,
+                                                              int64_t count)
 {
-    int64_t at = row * after->outputs + from, count = least(WIDE, after->outputs - from);
     if (after->bias)
         for (int64_t o = 0; o < count; o++) sums[o] += after->bias[from + o];
     if (after->swish)
@@ -42,6 +42,16 @@ static inline void finish(float *sums, const tail *after, int64_t row, int64_t f
             for (int64_t o = 0; o < count; o++) sums[o] *= x[o];
     }
     narrow(sums, 1, after->y, at, count);
+}
+
+/* The sums of one row from output `from` on: bias, activation and the other operand in float32, then rounded once. */
+static inline void finish(float *sums, const tail *after, int64_t row, int64_t from)
+{
+    int64_t at = row * after->outputs + from, count = after->outputs - from;
+    if (count >= WIDE)
+        finish_some(sums, after, at, from, WIDE);
+    else
+        finish_some(sums, after, at, from, count);
 }
 
 #endif

@@ -16,6 +16,7 @@ from paceline.controllers import Controller
 from paceline.controllers.specmemo import SpecMemo, Text
 from paceline.drafters.auto import Auto
 from paceline.drafters.draft import DraftModel
+from paceline.drafters.pearl import Pearl
 from paceline.errors import BadRequest
 from paceline.memory.watch import Watch
 from paceline.requests import Sampling
@@ -153,6 +154,36 @@ def test_several_texts_at_once_stay_below_the_cap() -> None:
     assert [s.tokens[s.prompt_length :] for s in sequences] == [result.tokens for result in wanted]
     assert 1 < most < 6
     assert subject.decoder.cache.nbytes == 0
+
+
+def test_log_probabilities_of_a_prompt_stay_below_the_cap() -> None:
+    prompt, options = [3, 4, 5, 6, 7, 8] * 40, {"max_new_tokens": 8, "logprobs": 2, "echo": True}
+    free = engine(drafter="none")
+    cap = least(free, 260)
+    subject = engine(cap, drafter="none")
+    with Allocator(cap, subject):
+        found = subject.generate(prompt, **options)
+    wanted = free.generate(prompt, **options)
+    assert found.tokens == wanted.tokens
+    assert [entry.token for entry in found.prompt_logprobs] == prompt[1:]
+    for mine, theirs in zip(found.prompt_logprobs, wanted.prompt_logprobs, strict=True):
+        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-4)
+
+
+def test_a_draft_that_runs_beside_the_target_needs_its_own_room() -> None:
+    def at(cap: int) -> Engine:
+        beside = Pearl(draft(), length=6, fast=False, threads=False)
+        return Engine.load(target(), fast=False, drafter=beside, memory=cap, nodes=12)
+
+    free, prompt = at(LARGE), [3, 4, 5, 6, 7, 8] * 20
+    texts = [Text(160, drafts=(1,))]
+    cap = int(plan_of(free).needed(texts, 6)) + 1
+    assert cap > plan_of(engine()).needed(texts, 6) + plan_of(free)._readers[1].footprint.base
+    subject = at(cap)
+    with Allocator(cap, subject):
+        found = subject.generate(prompt, max_new_tokens=40, ignore_eos=True)
+    assert found.stats.drafted > 0
+    assert found.tokens == free.generate(prompt, max_new_tokens=40, ignore_eos=True).tokens
 
 
 def test_throughput_falls_smoothly_with_the_cap() -> None:

@@ -90,6 +90,8 @@ def test_packing_loses_nothing(inputs: int, outputs: int, dtype: torch.dtype) ->
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_a_row_does_not_depend_on_how_many_there_are_from_two_on(inputs: int, outputs: int, dtype: torch.dtype) -> None:
     """oneDNN's own product, without padding: what padding relies on."""
+    if dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported():
+        pytest.skip("oneDNN's kernels for matrix units differ with the number of rows; ours are used there")
     packed = torch.ops.mkldnn._reorder_linear_weight(random(outputs, inputs, dtype=dtype), 4)
     x = random(70, inputs, dtype=dtype, seed=1)
 

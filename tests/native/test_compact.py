@@ -26,6 +26,17 @@ pytestmark = pytest.mark.skipif(
 SHAPES = [(32, WIDE), (96, 7), (288, 61), (1536, 3 * WIDE + 1)]
 
 
+@pytest.fixture(params=["tiles", "compact"], autouse=True)
+def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For CPUs with matrix units, if this is one, and for others."""
+    assert native is not None
+    tiles = request.param == "tiles"
+    if tiles and not native.library.tiles_available():
+        pytest.skip("this CPU cannot run tiles.c")
+    for module in ("compact", "matrix"):
+        monkeypatch.setattr(f"paceline.native.{module}.has_tiles", lambda library: tiles)
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
 
@@ -62,7 +73,7 @@ WEIGHTS = {"random": random, "zeros": zeros, "every": every_exponent, "mixed": f
 def test_products_are_the_same_bits_as_of_plain_panels(inputs: int, outputs: int, kind: str) -> None:
     compact, plain = both(WEIGHTS[kind](outputs, inputs), random(outputs, seed=1))
     x, other = random(70, inputs, seed=2), random(70, outputs, seed=3)
-    for rows in (0, 1, 2, 5, 8, 11, 12, 13, 24, 25, 37, 70):
+    for rows in (0, 1, 2, 5, 8, 11, 12, 13, 15, 16, 17, 24, 25, 31, 32, 33, 37, 48, 70):
         for products in (
             (matrix.times(x[:rows]) for matrix in (compact, plain)),
             (matrix.times(x[:rows], "swish") for matrix in (compact, plain)),

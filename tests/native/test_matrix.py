@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from paceline.models.packing import OneDNN, pack, unpackable
 from paceline.native import Kernels, kernels
-from paceline.native.matrix import WIDE, Panels
+from paceline.native.matrix import WIDE, Panels, product_of
 
 native = kernels()
 pytestmark = pytest.mark.skipif(
@@ -18,9 +21,9 @@ pytestmark = pytest.mark.skipif(
 SHAPES = [(2, 1), (32, WIDE), (48, 61), (130, 3 * WIDE + 1), (1536, 96)]
 
 
-@pytest.fixture(params=["matrix", "widened"], autouse=True)
+@pytest.fixture(params=["tiles", "matrix", "widened"], autouse=True)
 def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For CPUs that multiply bfloat16, and for others, as far as this one can run them."""
+    """For CPUs with matrix units, for CPUs that multiply bfloat16, and for others, as far as this one can run them."""
     assert native is not None
     if not getattr(native.library, f"{request.param}_available")():
         pytest.skip(f"this CPU cannot run {request.param}.c")
@@ -46,7 +49,7 @@ def assert_rounded(got: Tensor, exact: Tensor, scale: float) -> None:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("rows", [1, 3, 8, 9, 21])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 21, 39])
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_products_are_the_formulas(inputs: int, outputs: int, rows: int, bias: bool) -> None:
     matrix, weight, added = panels(inputs, outputs, bias)
@@ -61,21 +64,22 @@ def test_products_are_the_formulas(inputs: int, outputs: int, rows: int, bias: b
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
 def test_a_row_is_the_same_bits_among_any_others(inputs: int, outputs: int) -> None:
     matrix, _, _ = panels(inputs, outputs, bias=True)
-    x = random(20, inputs, seed=4)
+    x = random(100, inputs, seed=4)
     alone = torch.cat([matrix.times(row[None], "swish") for row in x])
-    for count in range(1, 21):
+    for count in (*range(1, 21), 31, 32, 33, 48, 49, 64, 65, 100):
         assert torch.equal(matrix.times(x[:count], "swish"), alone[:count])
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
     matrix, _, _ = panels(1536, 96)
-    x, found = random(5, 1536), []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        found.append(matrix.times(x))
-    torch.set_num_threads(1)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    for x in (random(5, 1536), random(40, 1536)):
+        found = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(matrix.times(x))
+        torch.set_num_threads(1)
+        assert torch.equal(found[0], found[1])
+        assert torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
@@ -99,11 +103,12 @@ def test_inputs_that_lie_apart_and_none_at_all() -> None:
 
 def test_not_a_number_comes_through_in_its_row_alone() -> None:
     matrix, _, _ = panels(48, 61)
-    x = random(3, 48)
-    x[1, 7] = torch.nan
-    for got in (matrix.times(x), matrix.times(x, "swish")):
-        assert got[1].isnan().all()
-        assert not got[[0, 2]].isnan().any()
+    for rows in (3, 39):
+        x = random(rows, 48)
+        x[1, 7] = torch.nan
+        for got in (matrix.times(x), matrix.times(x, "swish")):
+            assert got[1].isnan().all()
+            assert not got[[0, *range(2, rows)]].isnan().any()
 
 
 @pytest.mark.parametrize(
@@ -121,6 +126,17 @@ def test_what_it_cannot_do_is_left_to_onednn(weight: Tensor, activation: str, ki
         assert kind is OneDNN
         pytest.skip(reason)
     assert type(pack(weight, activation=activation)) is kind
+
+
+@pytest.mark.parametrize(
+    ("available", "taken"),
+    [({"tiles", "matrix"}, "tiles"), ({"matrix"}, "matrix"), ({"widened"}, "widened"), (set(), None)],
+)
+def test_the_best_kernel_that_the_system_lets_it_use_is_taken(available: set[str], taken: str | None) -> None:
+    kinds = ("tiles", "matrix", "widened")
+    answers = {f"{kind}_available": lambda kind=kind: int(kind in available) for kind in kinds}
+    library: Any = SimpleNamespace(**answers, **{f"{kind}_product": kind for kind in kinds})
+    assert product_of(library) == taken
 
 
 def test_without_native_kernels_onednn_does_all(monkeypatch: pytest.MonkeyPatch) -> None:
