@@ -71,7 +71,7 @@ def main() -> None:
 
     free = engine(1 << 40)
     plan = plan_of(free)
-    lines = free.tokenizer("".join(prompt.text for prompt in load(["code"])[0]["code"]))["input_ids"]
+    lines = [token for prompt in load(["code"])[0]["code"] for token in free.tokenizer(prompt.text)["input_ids"]]
     drafts = tuple(range(1, len(free._drafter.second) + 1))
     least, most = (
         plan.needed([Text(TOKENS, 32)], 0),

@@ -172,7 +172,8 @@ class Engine:
         if callback is not None and not callable(callback):
             raise BadRequest(f"callback: {callback!r:.80} is not allowed; a function that takes an event is needed")
         tokens = [*self._read(prompt, settings), *self.model.opening]
-        self.decoder.controller.check(min(len(tokens) + settings.max_new_tokens, self.model.limit(len(tokens))))
+        most = min(len(tokens) + settings.max_new_tokens, self.model.limit(len(tokens)))
+        self.decoder.controller.check(most, drawn=settings.temperature > 0)
         self._try_policies(tokens, settings)
         return Request(tokens, settings, chosen, judge, callback, next(self._ids))
 

@@ -24,8 +24,8 @@ class Controller:
     def join(self, drafter: Drafter) -> None:
         """Called with every drafter, attached to the target, before it drafts. Raises `BadRequest`, `Unsupported`."""
 
-    def check(self, tokens: int) -> None:
-        """Raises `BadRequest` if a text of so many tokens, prompt and output, could never be finished."""
+    def check(self, tokens: int, drawn: bool) -> None:
+        """Raises `BadRequest` if a text of so many tokens, prompt and output, drawn or not, could never be finished."""
 
     def admits(self, running: Seq[Sequence], sequence: Sequence) -> bool:
         """Whether a text may begin beside those that run; none waits for ever, since one alone may always begin."""

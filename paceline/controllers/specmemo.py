@@ -151,15 +151,19 @@ class SpecMemo(Controller):
             rooms.append(max(growth, found.room(len(own) * (nodes + 1), rows, slots, len(own), drawn)))
         return self.weights + kept + (sum(rooms) if self._together else max(rooms)) + self._drawn(texts, nodes)
 
+    def alone(self, tokens: int, drawn: bool = True) -> float:
+        """Bytes of a text of so many tokens that is decoded alone, without drafts."""
+        return self.needed([Text(tokens, min(READ, tokens - 1), (REMEMBERED + 1) * drawn)], 0)
+
     def _drawn(self, texts: Seq[Text], nodes: int) -> float:
         """Bytes of the noise of positions, and of the laws of drafted tokens."""
         row = 4.0 * self._readers[0].model.vocab_size
         drawn = [text for text in texts if text.noise]
         return row * sum(text.noise + nodes + 2 * nodes * bool(text.drafts) for text in drawn)
 
-    def check(self, tokens: int) -> None:
-        if self._alone(tokens) > self._cap:
-            short, most = self._alone(tokens) - self._cap, _largest(lambda n: self._alone(n) <= self._cap, tokens)
+    def check(self, tokens: int, drawn: bool) -> None:
+        if (short := self.alone(tokens, drawn) - self._cap) > 0:
+            most = _largest(lambda n: self.alone(n, drawn) <= self._cap, tokens)
             raise BadRequest(
                 f"memory: a text of {tokens} tokens, prompt and max_new_tokens, needs {shown(short)} more than the cap "
                 f"of {shown(self._cap)}; at most {most} tokens fit"
@@ -199,7 +203,7 @@ class SpecMemo(Controller):
 
     def lines(self) -> list[str]:
         limit = self._readers[0].model.context
-        alone = _largest(lambda n: self._alone(n) <= self._cap, limit)
+        alone = _largest(lambda n: self.alone(n) <= self._cap, limit)
         drafts = tuple(range(1, len(self._readers)))
         drafted = _largest(lambda n: self._fits([Text(n, drafts=drafts)], self.least), limit)
         return [
@@ -211,10 +215,6 @@ class SpecMemo(Controller):
 
     def _fits(self, texts: Seq[Text], nodes: int) -> bool:
         return self.needed(texts, nodes) <= self._cap
-
-    def _alone(self, tokens: int) -> float:
-        """Bytes of a text of so many tokens that is decoded alone, without drafts."""
-        return self.needed([Text(tokens, min(READ, tokens - 1), REMEMBERED + 1)], 0)
 
     def _text(self, sequence: Sequence) -> Text:
         length, second = len(sequence.tokens), [id(cache) for _, cache in sequence.drafter.second]

@@ -63,7 +63,7 @@ def plan_of(engine: Engine) -> SpecMemo:
 
 def least(engine: Engine, tokens: int) -> int:
     """A cap below which a text of so many tokens would not fit."""
-    return int(plan_of(engine)._alone(tokens)) + 1
+    return int(plan_of(engine).alone(tokens)) + 1
 
 
 class Allocator(Watch):
@@ -225,7 +225,7 @@ def test_a_text_that_outgrows_its_draft_goes_on_without_it() -> None:
 def test_other_members_draft_on_without_the_second_model() -> None:
     module = DraftModel(draft(), length=12, confidence=0.0, fast=False)
     free = Engine.load(target(), fast=False, drafter=Auto(draft=module), memory=LARGE, nodes=16)
-    cap = int(plan_of(free)._alone(330)) + 20_000
+    cap = int(plan_of(free).alone(330)) + 20_000
     subject = Engine.load(target(), fast=False, drafter=Auto(draft=module), memory=cap, nodes=16)
     result = subject.generate([3, 4, 5, 6, 7, 8] * 45, max_new_tokens=60, ignore_eos=True)
     assert result.tokens == free.generate([3, 4, 5, 6, 7, 8] * 45, max_new_tokens=60, ignore_eos=True).tokens
