@@ -170,8 +170,9 @@ def _block(
     length, width, rows = key.shape[2], value.shape[3], groups * queries
     inner = (batch, heads // groups, groups, queries)
     q = query.reshape(-1, rows, dim)
-    # One product alone is split among threads by rows, which needs more rows for every part to have four.
-    least = 4 if len(q) >= torch.get_num_threads() else 12
+    # Few rows take other kernels, fewer than four or, with AVX-512, than dim / 24. One product alone is split among
+    # threads by rows, which needs more of them for every part to have so many.
+    least = max(4, dim // 24 + 1) * (1 if len(q) >= torch.get_num_threads() else 3)
     if rows < least:
         q = F.pad(q, (0, 0, 0, least - rows))
     v = value.flatten(0, 1)

@@ -27,7 +27,7 @@ from paceline.testing.methods import DRAFTERS, LAWLESS, POLICIES, RELAXED, VECTO
 
 NEW, SEED, END = 10, 5, 60
 #: Verifiers under which sampled text, too, is that of plain decoding with the same seed.
-SAME = ("coupled", "synthetic(rate=0)", "lexical(beta=2)", "ceed")
+SAME = ("coupled", "synthetic(rate=0)", "lexical(beta=2)")
 PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
 CHOICES: dict[str, dict[str, Any]] = {"greedy": {}, "sampled": {"temperature": 0.9, "seed": SEED}}
 EXTRAS: dict[str, dict[str, Any]] = {"bare": {}, "stop and logprobs": {"logprobs": 2, "echo": True}}

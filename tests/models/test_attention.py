@@ -128,7 +128,7 @@ def test_a_node_of_a_tree_is_as_if_alone(path: str, trunk: int) -> None:
     assert differing(Layer(), trunk, TREE) == []
 
 
-@pytest.mark.parametrize("dim", [8, 24, 64, 80, 128])
+@pytest.mark.parametrize("dim", [8, 24, 64, 80, 128, 192])
 def test_a_node_is_as_if_alone_whatever_the_heads(path: str, dim: int) -> None:
     assert differing(Layer(dim), 120, TREE) == []
 
