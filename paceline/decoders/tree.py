@@ -121,9 +121,7 @@ class TreeDecoder:
         if sampling.logprobs is not None and sampling.scores_prompt:
             for at in range(0, len(prompt) - 1, chunk):
                 part = prompt[at : at + chunk + 1]
-                (logits,) = self.model.prefill(
-                    self.cache, row, part[: min(chunk, len(prompt) - 1 - at)], chunk, logits=True
-                )
+                (logits,) = self.model.prefill(self.cache, row, part[:-1], chunk, logits=True)
                 sequence.prompt_logprobs += prompt_logprobs(logits, part[1:], sampling.logprobs)
             return
         sibling = next((s for s in self.running if s.request is sequence.request and s.generated), None)
