@@ -65,8 +65,8 @@ class TokenTree:
         n = len(self.tokens)
         if n == 0 or len(self.parents) != n:
             raise ValueError(f"parents: {len(self.parents)} entries for {n} tokens; one a token is needed, root first")
-        order = np.arange(n)
-        if self.parents[0] != -1 or (n > 1 and ((self.parents[1:] < 0) | (self.parents[1:] >= order[1:])).any()):
+        parents = self.parents
+        if parents[0] != -1 or (n > 1 and ((parents[1:] < 0) | (parents[1:] >= np.arange(1, n))).any()):
             raise ValueError(f"parents: {self.parents.tolist()}; node 0 must have parent -1, others an earlier node")
 
     @classmethod
@@ -136,7 +136,7 @@ class TokenTree:
 
     @cached_property
     def is_chain(self) -> bool:
-        return bool((self.parents == np.arange(-1, self.drafted)).all())
+        return self.drafted == 0 or bool((self.parents == np.arange(-1, self.drafted)).all())
 
     @cached_property
     def depth(self) -> np.ndarray:

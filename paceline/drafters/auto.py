@@ -123,7 +123,8 @@ class Auto(Ensemble):
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         began, rows = clock(), len(sequences)
         beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
-        asked = [s for s in sequences if not s.drafts.rest.begins(beside and self._live > 1)]
+        in_vain = beside and self._live > 1  # no text begins amid a rest
+        asked = [s for s in sequences if not s.drafts.rest.begins(in_vain) or self._stirs(s, rows)]
         if rows == 1:
             self._time_judging(sequences[0])
             if not asked:
@@ -146,6 +147,13 @@ class Auto(Ensemble):
             s.drafts.sent = tree.drafted
         self._prices.begin(rows, sum(len(tree) for tree in trees))
         return trees
+
+    def _stirs(self, sequence: Sequence, rows: int) -> bool:
+        """Whether a resting text has come to where a draft would hold, as far as members see at a glance."""
+        rest = sequence.drafts.rest
+        if not rest.glances:
+            return False
+        return bool(rest.stirs(self.glimpse(sequence), self._asking.seconds, self._prices.plain(rows) / rows))
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int

@@ -20,14 +20,12 @@ from paceline.drafters.prices import MARGIN, Prices
 from paceline.drafters.worth import Offer, surplus
 from paceline.sequence import Sequence
 
-#: A drafter that takes less than this share of a plain pass is free.
-FREE = 0.02
+#: A drafter is free that takes less than this share of a plain pass, or less than so many seconds: to decide whether to
+#: ask it takes about as long.
+FREE, CHOOSING = 0.02, 1.5e-4
 #: Share of a plain step that a drafter is taken to need before it was ever asked, and share of what is left of a text
 #: that it may spend reading before anybody knows whether it is any good.
 GUESS, TRIAL = 0.4, 0.01
-#: How sure a target is taken to be of its next token before it said so in the text at hand: a little surer than what
-#: makes a drafter worth trying, so that it is tried at once where to read the text for it takes next to nothing.
-UNSURE = 0.42
 
 
 class Bandit:
@@ -49,7 +47,7 @@ class Bandit:
     def free(self, member: int, times: float = 1) -> bool:
         """Whether a member takes next to no time, or at most so many times that."""
         pace = self.paces[member]
-        return bool(pace.count) and pace() <= times * FREE * self._prices.passes(1)
+        return bool(pace.count) and pace() <= max(times * FREE * self._prices.passes(1), CHOOSING)
 
     def reach(self, notes: Notes, rows: int) -> int:
         """Tokens a member that takes time is asked for. In a batch, what is cut off again should not be drafted."""
@@ -80,10 +78,9 @@ class Bandit:
         """
         notes: Notes = sequence.drafts
         reading = self._size_ratios[member] * self._prices.passes(len(sequence.tokens))
-        sure = UNSURE if notes.sure is None else notes.sure
         seconds, token = (1 + GUESS) * self._prices.plain(1), 1 / self._prices.rate(offer)
         hope = 2 * self._explore * math.sqrt(math.log(1 + notes.steps))
-        likely, possible = (token - seconds / (1 + sure + more) for more in (0.0, hope))
+        likely, possible = (token - seconds / (1 + notes.right + more) for more in (0.0, hope))
         left = sequence.remaining
         return left * likely > 2 * reading or (possible > 0 and reading < TRIAL * left * token)
 

@@ -101,6 +101,10 @@ class Drafter(ABC):
             budget: for each, the most drafted nodes and the greatest depth that can be used.
         """
 
+    def glimpse(self, sequence: Sequence) -> float:
+        """The chance that a draft's first token would be accepted, where that takes next to no time to tell; else 0."""
+        return 0.0
+
     def peek(
         self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor
     ) -> torch.Tensor | None:

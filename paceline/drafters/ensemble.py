@@ -55,6 +55,13 @@ class Ensemble(Drafter):
     @abstractmethod
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]: ...
 
+    def glimpse(self, sequence: Sequence) -> float:
+        best = 0.0
+        for i in self._overriding("glimpse"):
+            with _OwnStates(i, [sequence]):
+                best = max(best, self.members[i].glimpse(sequence))
+        return best
+
     def peek(
         self, sequence: Sequence, tree: TokenTree, logits: torch.Tensor, scores: torch.Tensor
     ) -> torch.Tensor | None:

@@ -14,8 +14,10 @@ from paceline.drafters.worth import Form
 
 #: Weight of what was seen last.
 NEWS = 0.1
-#: Share of a plain step that asking for drafts may take where they bring nothing, and most steps without asking.
-SHARE, LONGEST = 0.01, 16
+#: Share of a plain step that asking for drafts may take where they bring nothing.
+SHARE = 0.01
+#: Most steps without asking, at first and later on, and how many go by between two glances at whether to go on so.
+SHORTEST, LONGEST, GLANCE = 2, 16, 4
 #: How many times what asking takes drafts must bring: what they bring is known roughly.
 WORTH = 2.0
 #: Mean square of what depths differ by, below which they tell little of what each token takes.
@@ -92,25 +94,33 @@ class Slope:
     """
 
     def __init__(self) -> None:
-        self.count, self._sums = 0, np.zeros(5)
+        self.count = 0
+        self._sums: tuple[float, ...] = (0.0,) * 5
 
     def add(self, depth: float, seconds: float) -> None:
         """A call drafted so deep and took so long."""
         self.count += 1
-        seen = np.array([1.0, depth, seconds, depth * depth, depth * seconds])
-        if self.count == 1 or (self.count <= WARM and seconds * self._sums[1] < self._sums[2] * max(depth, 1)):
-            self._sums = seen
+        _, x, y, _, _ = self._sums
+        if self.count == 1 or (self.count <= WARM and seconds * x < y * max(depth, 1)):
+            self._sums = 1.0, depth, seconds, depth * depth, depth * seconds
         elif self.count > WARM:
-            late = min(1.0, (3 * float(self(np.array(depth))) + 1e-5) / seconds) if seconds else 1.0
-            self._sums = (1 - NEWS / 2) * self._sums + seen * np.array([1.0, 1.0, late, 1.0, late])
+            start, rise = self._line()
+            counted = min(seconds, 3 * (start + rise * depth) + 1e-5)
+            seen, keep = (1.0, depth, counted, depth * depth, depth * counted), 1 - NEWS / 2
+            self._sums = tuple(keep * old + new for old, new in zip(self._sums, seen, strict=True))
 
     def __call__(self, depth: np.ndarray) -> np.ndarray:
         """Seconds of calls that draft so deep."""
-        weight, x, y, xx, xy = self._sums
-        x, y = x / weight, y / weight
-        spread, together, through = xx / weight - x * x, xy / weight - x * y, y / max(x, 1.0)
-        rise = min(max((together + ALIKE * through) / (spread + ALIKE), 0.0), through)
-        return np.asarray(y + rise * (depth - x))
+        start, rise = self._line()
+        return start + rise * depth
+
+    def _line(self) -> tuple[float, float]:
+        """Seconds at depth 0, and by how much they rise with each."""
+        weight, *sums = self._sums
+        x, y, xx, xy = (each / weight for each in sums)
+        through = y / max(x, 1.0)
+        rise = min(max((xy - x * y + ALIKE * through) / (xx - x * x + ALIKE), 0.0), through)
+        return y - rise * x, rise
 
 
 class Beside:
@@ -183,11 +193,13 @@ class Rest:
     Attributes:
         brought: plain steps that the drafts of the steps in which was asked saved, less what judging them took.
         left: steps without asking that are to come.
+        most: how many may come next: twice as many as the last time, for what a text is like at first says little.
         now: the step at hand is one.
     """
 
     brought: Form = field(default_factory=lambda: Form(PATIENCE, HOPE * PATIENCE))
     left: int = 0
+    most: int = SHORTEST
     now: bool = False
 
     def begins(self, in_vain: bool = False) -> bool:
@@ -195,6 +207,21 @@ class Rest:
         self.now = in_vain or self.left > 0
         self.left -= self.left > 0
         return self.now
+
+    def expect(self, most: float) -> None:
+        """Drafts are not likely to save more plain steps than this."""
+        self.brought.tokens = min(self.brought.tokens, most * self.brought.steps)
+
+    @property
+    def glances(self) -> bool:
+        """Whether this is a step of a rest in which to see whether a draft would be accepted."""
+        return self.left > 0 and self.left % GLANCE == 0
+
+    def stirs(self, chance: float, asking: float, plain: float) -> bool:
+        """Whether to ask all the same, where a draft's first token would be accepted with such a chance."""
+        if chance * plain >= WORTH * asking:
+            self.now, self.left = False, 0
+        return not self.now
 
     def asked(self, saved: float, asking: float, plain: float) -> None:
         """A step in which was asked.
@@ -206,6 +233,7 @@ class Rest:
         """
         self.brought.add(saved, 0)
         if saved > 0.5 or self.brought.tokens / self.brought.steps * plain >= WORTH * asking:
-            self.left = 0
+            self.left, self.most = 0, SHORTEST
         else:
-            self.left = min(LONGEST, int(asking / (SHARE * plain)))
+            self.left = min(self.most, int(asking / (SHARE * plain)))
+            self.most = min(LONGEST, 2 * self.most)

@@ -22,6 +22,7 @@ Paper: Saxena, "Prompt Lookup Decoding", 2023: `ngram(pick=earliest, max_ngram=3
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -77,6 +78,16 @@ class Index:
                 return found
         return []
 
+    def repeats(self) -> bool:
+        """Whether the longest n-gram that ends the text is known."""
+        longest, known = next(iter(self._known.items()))
+        return len(self.text) >= longest and tuple(self.text[-longest:]) in known
+
+    @property
+    def _known(self) -> Mapping[int, Container[tuple[int, ...]]]:
+        """The n-grams of each length, the longest first."""
+        return self._latest
+
     def agreement(self, place: int) -> int:
         """How many tokens before `place` equal those at the end of the text, counted up to `REACH`."""
         text, end = self.text, len(self.text)
@@ -105,6 +116,10 @@ class FirstIndex(Index):
     def places(self) -> list[int]:
         grams = ((n, tuple(self.text[-n:])) for n in self._first if len(self.text) >= n)
         return next((found for n, gram in grams if (found := self._first[n].get(gram))), [])
+
+    @property
+    def _known(self) -> dict[int, dict[tuple[int, ...], list[int]]]:
+        return self._first
 
 
 @dataclass
@@ -189,9 +204,13 @@ class NGram(SequenceDrafter):
         sequence.drafts = Notes(index(self.min_ngram, self.max_ngram))
         sequence.drafts.index.extend(sequence.tokens)
 
+    def glimpse(self, sequence: Sequence) -> float:
+        index = self._read(sequence)
+        return sequence.drafts.odds(self.max_ngram) if index.repeats() else 0.0
+
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         notes: Notes = sequence.drafts
-        notes.index.extend(sequence.tokens[len(notes.index.text) :])  # all since it was asked last
+        self._read(sequence)
         notes.length = 0
         limit, free = min(nodes, depth, self.length), self._spare if self.free is None else self.free
         paths: list[list[int]] = []
@@ -228,6 +247,12 @@ class NGram(SequenceDrafter):
 
     def end(self, sequence: Sequence) -> None:
         sequence.drafts = None
+
+    def _read(self, sequence: Sequence) -> Index:
+        """The index of the whole text: all since it was asked last is taken in."""
+        index: Index = sequence.drafts.index
+        index.extend(sequence.tokens[len(index.text) :])
+        return index
 
     def _ranked(self, index: Index) -> list[tuple[int, int]]:
         """(agreeing tokens, place), best first."""

@@ -10,6 +10,9 @@ from paceline.drafters.worth import EVER, HALF_LIFE, Form, Offers, Record, Trust
 
 #: What a batch's texts know of drafts weighs so many steps, but for one text in TRIES.
 EARNEST, TRIES = 8.0, 8
+#: How sure a target is taken to be of its next token before it said so in the text at hand: a little surer than what
+#: makes a drafter worth trying, so that it is tried at once where to read the text for it takes next to nothing.
+UNSURE = 0.42
 #: How many times as long as one text's, what is known of all texts' guesses lasts.
 PAST = 16
 
@@ -37,6 +40,7 @@ class Notes(Shared):
         records: of each member.
         weight: drafts in a batch that what others saw of such drafts counts for.
         rest: when nobody is asked.
+        greedy: whether the target's likeliest next token is the next token.
         sure: how likely the target's likeliest next token has been under the policy, on the mean; None: not known yet.
         curious: whether that is asked for, since some member was never asked by such a text.
         steps: steps so far.
@@ -49,6 +53,7 @@ class Notes(Shared):
     records: list[Record] = field(default_factory=list)
     weight: float = EARNEST
     rest: Rest = field(default_factory=Rest)
+    greedy: bool = False
     sure: float | None = None
     curious: bool = False
     steps: int = 0
@@ -64,8 +69,15 @@ class Notes(Shared):
         past.texts += 1
         self.weight = EARNEST if past.texts % TRIES else 1.0
         self.rest = Rest(past.brought.hint(PATIENCE))
-        self.sure = 1.0 if greedy else None
+        self.greedy, self.sure = greedy, 1.0 if greedy else None
         self.curious = not greedy and any(self.knows_nothing_of(i) for i in range(len(self.records)))
+
+    @property
+    def right(self) -> float:
+        """How likely a drafted token is right, going by how sure the target is; one token says little of that."""
+        if self.sure is None:
+            return UNSURE
+        return self.sure if self.greedy else self.sure + (UNSURE - self.sure) / (2 + self.steps)
 
     def knows_nothing_of(self, member: int) -> bool:
         """Whether a member was never asked by a text alone, this one or another."""
@@ -75,4 +87,6 @@ class Notes(Shared):
         """The target's likeliest next token had this chance."""
         before = 0.0 if self.sure is None else self.sure
         self.sure = before + max(NEWS, 1 / (1 + self.steps)) * (chance - before)
+        # A draft is right about as often as the target is sure, and goes on as long as it is right.
+        self.rest.expect(self.right / max(1 - self.right, 1e-6))
         self.curious = any(self.knows_nothing_of(member) for member in range(len(self.records)))

@@ -53,14 +53,14 @@ class Prices:
         return float(self.rates(offer.gains).max()) if offer.tree.drafted else 1 / self.plain(1)
 
     def best_length(self, record: Record, pace: Pace) -> tuple[int, float, float] | None:
-        """The length at which a drafter's drafts bring a text alone most tokens a second; None: not known yet.
+        """The length at which a drafter's drafts bring a text alone most tokens a second.
 
         Args:
             record: how it did in that text.
             pace: what asking it takes.
 
         Returns:
-            The length, the tokens that such a step brings, and its seconds.
+            The length, the tokens that such a step brings, and its seconds; None: not known yet, or it had no drafts.
         """
         if record.best[0] != record.offers.count:  # it was asked since
             record.best = record.offers.count, self._best_length(record, pace)
@@ -68,7 +68,7 @@ class Prices:
 
     def _best_length(self, record: Record, pace: Pace) -> tuple[int, float, float] | None:
         offers, form = record.offers, record.form
-        if offers.count < WARM or pace.count < WARM or not form.steps:
+        if not offers.longest or offers.count < WARM or pace.count < WARM or not form.steps:
             return None
         gains, nodes = offers.by_length()
         # As much of what they promised comes true as did in the steps so far.

@@ -8,6 +8,7 @@ the tokens they bring take less time than the nodes cost.
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,26 +37,25 @@ class PassCosts:
 
     def __call__(self, rows: int) -> float:
         """Seconds of a pass over `rows` rows, interpolated; beyond the last one measured, the slope goes on."""
-        if rows not in self._asked:
-            self._asked[rows] = float(self.each(np.array([rows]))[0])
-        return self._asked[rows]
+        known, seconds, slope = self._curve
+        if rows >= known[-1]:
+            return seconds[-1] + slope * (rows - known[-1])
+        above = max(1, bisect_right(known, rows))
+        low, high, least, most = known[above - 1], known[above], seconds[above - 1], seconds[above]
+        return least + (most - least) / (high - low) * max(0, rows - low)
 
     def each(self, rows: np.ndarray) -> np.ndarray:
         """The same of every number of rows in an array."""
-        known, seconds = self._curve
-        # Two passes alone may have been held up differently; the curve does not become flatter than it is on the whole.
-        slope = max((seconds[-1] - seconds[k]) / (known[-1] - known[k]) for k in (0, -2))
+        known, seconds, slope = self._curve
         return np.interp(rows, known, seconds) + slope * np.maximum(rows - known[-1], 0)
 
     @cached_property
-    def _asked(self) -> dict[int, float]:
-        """Answers so far: the same few numbers are asked for in every step."""
-        return {}
-
-    @cached_property
-    def _curve(self) -> tuple[np.ndarray, np.ndarray]:
+    def _curve(self) -> tuple[list[int], list[float], float]:
+        """Rows measured, their seconds, and by how much these rise with every further row."""
         known = sorted(self.seconds)
-        return np.array(known), np.array([self.seconds[rows] for rows in known])
+        seconds = [self.seconds[rows] for rows in known]
+        # Two passes alone may have been held up differently; the curve does not become flatter than it is on the whole.
+        return known, seconds, max((seconds[-1] - seconds[k]) / (known[-1] - known[k]) for k in (0, -2))
 
     @property
     def relative(self) -> dict[int, float]:

@@ -12,10 +12,13 @@ import torch
 
 from drafters.support import PROMPTS, engine_of, generated, llama, results, start
 from paceline import registry
-from paceline.drafters import auto, bandit
+from paceline.drafters import auto, bandit, notes
 from paceline.drafters.auto import Auto
+from paceline.drafters.bandit import CHOOSING, Bandit
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.draft import DraftModel
+from paceline.drafters.expense import GLANCE
+from paceline.drafters.prices import Prices
 from paceline.drafters.worth import Seen, Trust
 from paceline.errors import BadRequest
 from paceline.models.costs import PassCosts
@@ -69,6 +72,24 @@ class Watching(Slow):
 
 
 @dataclass(eq=False)
+class Waking(Slow):
+    """Drafts rubbish until some position and the greedy text from there on; may see at a glance which."""
+
+    position: int = 100
+    glancing: bool = True
+    asked_at: list[int] = field(default_factory=list)
+
+    def glimpse(self, sequence: Sequence) -> float:
+        return float(self.glancing and sequence.generated >= self.position)
+
+    def _tree(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
+        self.asked_at.append(sequence.generated)
+        if sequence.generated < self.position:
+            return TokenTree.chain(sequence.tokens[-1], [47] * min(nodes, depth, 3))
+        return super()._tree(sequence, nodes, depth)
+
+
+@dataclass(eq=False)
 class Fallible(Drafter):
     """Drafts the greedy text with mistakes at some positions, the same ones however many tokens it drafts."""
 
@@ -95,6 +116,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = {"guarantee": Guarantee.LOSSLESS, "summary": "For tests.", "paper": "none", "year": 2026}
     method(name="slow", kind="drafter", **entry)(Slow)
     method(name="fallible", kind="drafter", **entry)(Fallible)
+    method(name="waking", kind="drafter", **entry)(Waking)
     method(name="paid", kind="drafter", **entry)(Paid)
 
 
@@ -236,6 +258,14 @@ def test_a_text_with_hopeless_drafts_is_left_alone_where_asking_takes_time(slow:
     assert slow.asked == passes if seconds == 0 else slow.asked < 0.8 * passes
 
 
+def test_a_drafter_is_free_that_takes_no_longer_than_to_choose_it() -> None:
+    bandit = Bandit(Prices(PassCosts({1: 1e-4, 32: 1e-3})), [0.0, 0.0], 0.1)
+    assert not bandit.free(0), "nobody knows yet"
+    for member, seconds in enumerate((0.9 * CHOOSING, 1.1 * CHOOSING)):
+        bandit.paces[member].add(seconds, 1, 1)
+    assert [bandit.free(member) for member in range(2)] == [True, False]
+
+
 def hopeless(drafter: Watching, monkeypatch: pytest.MonkeyPatch) -> int:
     """Passes of a text for which a drafter, free by its share, has nothing but rubbish."""
     monkeypatch.setattr(auto, "clock", lambda: drafter.now)
@@ -250,6 +280,22 @@ def test_looking_at_a_step_is_time_of_asking_too(monkeypatch: pytest.MonkeyPatch
     drafter = Watching(seconds=0.0, looking=0.3)
     passes = hopeless(drafter, monkeypatch)
     assert 8 <= drafter.asked < 0.4 * passes
+
+
+@pytest.mark.usefixtures("registered")
+@pytest.mark.parametrize("glancing", [True, False])
+def test_a_glance_wakes_a_text_whose_drafts_were_given_up(glancing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(llama(context=256), "none")
+    text = engine.generate([5], max_new_tokens=200, ignore_eos=True).tokens
+    positions = []
+    for position in range(90, 106):  # whatever phase of a rest it falls into
+        drafter = Waking(texts={5: text}, seconds=1.0, position=position, glancing=glancing)
+        monkeypatch.setattr(auto, "clock", lambda now=drafter: now.now)
+        engine.model.costs = PassCosts({1: 10.0, 6: 10.0, 12: 16.0})
+        chooser = Auto(copy=drafter, table=None, draft=None)
+        assert engine.generate([5], drafter=chooser, max_new_tokens=200, ignore_eos=True).tokens == text
+        positions.append(min(at for at in drafter.asked_at if at >= position) - position)
+    assert max(positions) <= GLANCE if glancing else max(positions) > 2 * GLANCE
 
 
 @pytest.mark.usefixtures("registered")
@@ -270,7 +316,7 @@ def test_who_catches_up_is_told_only_of_steps_in_which_it_was_asked(
 def test_a_heavy_drafter_must_be_worth_reading_the_prompt(
     slow: Slow, sure: float, count: int, tried: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bandit, "UNSURE", 0.0)  # so that it is not tried beside the prompt already
+    monkeypatch.setattr(notes, "UNSURE", 0.0)  # so that it is not tried beside the prompt already
     slow.size_ratio = 1.5
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX

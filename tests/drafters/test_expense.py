@@ -5,7 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.drafters.expense import LONGEST, SHARE, WARM, Beside, Luck, Mean, Pace, Rest, Slope, moved
+from paceline.drafters.expense import (
+    LONGEST,
+    SHARE,
+    SHORTEST,
+    WARM,
+    Beside,
+    Luck,
+    Mean,
+    Pace,
+    Rest,
+    Slope,
+    moved,
+)
 
 
 def test_judging_is_learnt_by_drafted_token() -> None:
@@ -148,3 +160,46 @@ def test_what_a_call_takes_at_any_rate_is_told_from_what_a_token_takes() -> None
     before = float(slope(np.array(3)))
     slope.add(3, 1000.0)  # something else held it up
     assert float(slope(np.array(3))) < 1.3 * before
+
+
+def test_rests_grow_from_short_ones() -> None:
+    rest, rests, asked = Rest(), [], -1
+    for step in range(120):
+        if not rest.begins():
+            rests.append(step - asked - 1)
+            asked = step
+            rest.asked(0, 1.0, 1.0)
+    assert rests[1:6] == [SHORTEST, 2 * SHORTEST, 4 * SHORTEST, LONGEST, LONGEST]
+
+
+def test_a_glance_that_finds_something_ends_a_rest() -> None:
+    rest = Rest()
+    for _ in range(40):
+        rest.begins()
+        rest.asked(0, 0.2, 1.0)
+    glanced = []
+    rest.left = LONGEST
+    while rest.left:
+        rest.begins()
+        if rest.glances:
+            glanced.append(rest.left)
+            assert not rest.stirs(0.3, 0.2, 1.0), "it must save twice what asking takes"
+    assert glanced == [12, 8, 4]
+    rest.left = LONGEST
+    assert rest.begins()
+    assert rest.stirs(0.5, 0.2, 1.0)
+    assert (rest.now, rest.left) == (False, 0)
+
+
+def test_where_the_target_is_unsure_drafts_are_given_up_sooner() -> None:
+    def given_up(most: float) -> int:
+        rest = Rest()
+        for step in range(100):
+            if rest.begins():
+                return step
+            rest.expect(most)
+            rest.asked(0, 0.1, 1.0)
+        return 100
+
+    assert given_up(0.1) == 1
+    assert given_up(0.3) < given_up(1.0) == given_up(9.0)

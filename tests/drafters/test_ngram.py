@@ -94,6 +94,19 @@ def test_a_loop_is_drafted_in_full_length() -> None:
     assert draft(NGram(length=4, confidence=0), [9, 8, 8]).tokens.tolist() == [8, 8, 8, 8, 8]
 
 
+@pytest.mark.parametrize("pick", ["agreeing", "earliest"])
+def test_a_glance_tells_of_the_longest_n_gram_alone(pick: str) -> None:
+    drafter = NGram(max_ngram=3, pick=pick)
+    sequence = begun(drafter, [1, 2])
+    for text, found in (([1, 2], False), ([1, 2, 3, 4, 1, 2], False), ([1, 2, 3, 4, 1, 2, 3], True)):
+        sequence.tokens = text
+        assert drafter.glimpse(sequence) == (sequence.drafts.odds(3) if found else 0)
+    drafter.draft(sequence, 4, 4)
+    before = drafter.glimpse(sequence)
+    sequence.drafts.learn(0)
+    assert 0 < drafter.glimpse(sequence) < before, "drafts of this text that failed count"
+
+
 # -- the published choice -------------------------------------------------------------------------------------
 
 
