@@ -17,6 +17,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, TypeVar
 
 from paceline.errors import BadRequest
@@ -166,7 +167,7 @@ def construct(found: Method, options: Mapping[str, object], argument: str | None
     Raises:
         BadRequest: the message names option and value.
     """
-    hints = typing.get_type_hints(found.cls)
+    hints = _hints(found.cls)
     for name, value in options.items():
         shown = str(value) if isinstance(value, Spec) else f"{value!r:.80}"
         where = f"{found.name}({name}={shown})" if argument is None else f"{argument}: {shown} is not allowed"
@@ -181,6 +182,12 @@ def construct(found: Method, options: Mapping[str, object], argument: str | None
         return found.cls(**options)
     except TypeError as error:
         raise BadRequest(f"{found.kind} {found.name!r}: {error}") from error
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The types of a class's fields; to read them takes longer than to make an instance."""
+    return typing.get_type_hints(cls)
 
 
 def _bind(found: Method, spec: Spec, names: list[str]) -> dict[str, object]:

@@ -31,7 +31,7 @@ class Controller:
         """Whether a text may begin beside those that run; none waits for ever, since one alone may always begin."""
         return True
 
-    def portion(self, sequences: Seq[Sequence], most: int) -> int:
+    def prefill_chunk(self, sequences: Seq[Sequence], most: int) -> int:
         """Tokens of the last text's prompt that a pass reads, 1 to `most`; its drafter is about to begin, too."""
         return most
 

@@ -173,7 +173,7 @@ class SpecMemo(Controller):
         texts = [Text(self._end(s), READ if s is sequence else 0, _noise(s, REMEMBERED)) for s in (*running, sequence)]
         return not running or self.needed(texts, 0) <= self._cap
 
-    def portion(self, sequences: Seq[Sequence], most: int) -> int:
+    def prefill_chunk(self, sequences: Seq[Sequence], most: int) -> int:
         texts = [self._text(s) for s in sequences]
         scored = sequences[-1].request.sampling.scores_prompt
 
@@ -228,10 +228,10 @@ class SpecMemo(Controller):
         return int(min(wanted, self._readers[0].model.limit(sequence.prompt_length)))
 
 
-def _read_by(portion: int, drafter: Drafter) -> None:
-    drafter.portion = portion
+def _read_by(chunk: int, drafter: Drafter) -> None:
+    drafter.prefill_chunk = chunk
     for member in drafter.members:
-        _read_by(portion, member)
+        _read_by(chunk, member)
 
 
 def _reader(pair: tuple[Any, TrieCache]) -> Reader:

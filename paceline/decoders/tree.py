@@ -117,7 +117,7 @@ class TreeDecoder:
     def _prefill(self, sequence: Sequence, prompt: list[int]) -> None:
         """Commit the prompt but for a last stretch, which rides with the first tree."""
         row, sampling = sequence.row, sequence.request.sampling
-        chunk = self.controller.portion(self.running, self.prefill_chunk)
+        chunk = self.controller.prefill_chunk(self.running, self.prefill_chunk)
         if sampling.logprobs is not None and sampling.scores_prompt:
             for at in range(0, len(prompt) - 1, chunk):
                 part = prompt[at : at + chunk + 1]

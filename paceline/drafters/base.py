@@ -1,9 +1,9 @@
 """Drafters: propose tokens that the target will probably choose.
 
-Five verbs and no more. The engine calls `begin` when a sequence is admitted, then every step `propose`, the
-forward pass, `observe` (what the target said at every node), `commit` (what was kept), and at last `end`.
-A drafter's per-sequence state lives in `sequence.drafts`, never in the drafter, which may serve many sequences.
-What a drafter learns across requests (a table, a datastore) may live in it.
+Five verbs, and three more for special needs (`peek`, `glimpse`, `late`). The engine calls `begin` when a sequence is
+admitted, then every step `propose`, the forward pass, `observe` (what the target said at every node), `commit` (what
+was kept), and at last `end`. A drafter's per-sequence state lives in `sequence.drafts`, never in the drafter, which may
+serve many sequences. What a drafter learns across requests (a table, a datastore) may live in it.
 
 Most drafters implement `draft(sequence, nodes, depth)` alone.
 """
@@ -68,7 +68,7 @@ class Drafter(ABC):
     size_ratio: float = 0.0
 
     #: Prompt tokens that a model of its own reads in a pass.
-    portion: int = 512
+    prefill_chunk: int = 512
 
     #: A hint of whoever asks: chance of being accepted below which a drafted token will not be scored.
     worth: float = 0.0

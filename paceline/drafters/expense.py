@@ -187,8 +187,8 @@ class Luck:
 class Rest:
     """When one text's drafts are not asked for.
 
-    While drafts bring less than `WORTH` times the time that asking for them takes, most steps go without, so many that
-    asking takes `SHARE` of the time; a look that finds something ends it.
+    While drafts bring less than `WORTH` times the time that asking for them takes, more and more steps go without, so
+    that in the end asking takes `SHARE` of the time; a draft that holds ends it, or a glance that finds one likely to.
 
     Attributes:
         brought: plain steps that the drafts of the steps in which was asked saved, less what judging them took.

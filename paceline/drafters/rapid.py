@@ -119,9 +119,9 @@ class Rapid(DraftModel):
         short = self.readable(self.shortened(sequence.tokens))
         sequence.drafts = reading = Reading(self._cache.allocate(), short=short)
         reading.row.prompt = len(short)
-        whole = (len(short) - 1) // self.portion * self.portion
+        whole = (len(short) - 1) // self.prefill_chunk * self.prefill_chunk
         if whole < self._model.limit(len(short)):
-            self._model.prefill(self._cache, reading.row, short[:whole], self.portion)
+            self._model.prefill(self._cache, reading.row, short[:whole], self.prefill_chunk)
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
         for outcome in outcomes:

@@ -77,9 +77,9 @@ class SecondModel(Drafter):
     def read(self, sequence: Sequence, row: Row) -> None:
         """Take the prompt into a fresh cache row, but for its last stretch."""
         row.prompt = sequence.prompt_length
-        whole = (len(sequence.tokens) - 1) // self.portion * self.portion
+        whole = (len(sequence.tokens) - 1) // self.prefill_chunk * self.prefill_chunk
         if whole < self._model.limit(row.prompt):
-            self._model.prefill(self._cache, row, self.readable(sequence.tokens[:whole]), self.portion)
+            self._model.prefill(self._cache, row, self.readable(sequence.tokens[:whole]), self.prefill_chunk)
 
     def room(self, sequence: Sequence) -> int:
         """Tokens that the model can still draft before its context ends; its last one need not be read."""

@@ -240,7 +240,7 @@ def test_its_cache_equals_a_fresh_pass_after_every_step(temperature: float) -> N
 
 
 def test_a_long_prompt_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Drafter, "portion", 8)
+    monkeypatch.setattr(Drafter, "prefill_chunk", 8)
     engine = engine_of(TARGET, DraftModel(near()))
     prompt = [(3 * i) % VOCABULARY for i in range(40)]
     assert engine.generate(prompt, max_new_tokens=20).tokens == generated(TARGET, prompt, 20)
