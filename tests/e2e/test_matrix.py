@@ -25,7 +25,7 @@ from paceline.requests import Result
 from paceline.specs import parse
 from paceline.testing.methods import DRAFTERS, LAWLESS, POLICIES, RELAXED, VECTORS, VERIFIERS, filled, one_each
 
-NEW, SEED, END = 10, 5, 60
+NEW, SEED, END = 8, 5, 60
 #: Verifiers under which sampled text, too, is that of plain decoding with the same seed.
 SAME = ("coupled", "synthetic(rate=0)", "lexical(beta=2)")
 PROMPTS = [[7], [5, 9, 5, 9, 5], [(3 * i) % 50 + 2 for i in range(23)]]
