@@ -75,12 +75,26 @@ class TokenTree:
         return cls(np.array([root], np.int64), np.array([-1], np.int64))
 
     @classmethod
-    def chain(cls, root: int, tokens: Iterable[int], logq: torch.Tensor | None = None) -> TokenTree:
-        """A single path. `logq`: `[N, V]`, the law each token was drawn from, if it was drawn."""
+    def chain(
+        cls,
+        root: int,
+        tokens: Iterable[int],
+        logq: torch.Tensor | None = None,
+        odds: Iterable[float] | None = None,
+    ) -> TokenTree:
+        """A single path.
+
+        Args:
+            root: token of the root.
+            tokens: N drafted ones.
+            logq: `[N, V]`, the law each token was drawn from, if it was drawn.
+            odds: the chance that the path is accepted as far as each of its tokens.
+        """
         drafted = list(tokens)
         n = len(drafted)
         draws = None if logq is None or n == 0 else Draws(logq, np.arange(-1, n))
-        return cls(np.array([root, *drafted], np.int64), np.arange(-1, n), draws)
+        guesses = None if odds is None else np.array([1.0, *odds])
+        return cls(np.array([root, *drafted], np.int64), np.arange(-1, n), draws, guesses)
 
     @classmethod
     def merge(

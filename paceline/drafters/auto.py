@@ -29,7 +29,7 @@ import torch
 from paceline.budgets import check_budgets
 from paceline.drafters.bandit import Bandit
 from paceline.drafters.base import Drafter, Outcome
-from paceline.drafters.ensemble import Budget, Ensemble, as_seen, built
+from paceline.drafters.ensemble import Budget, Ensemble, built
 from paceline.drafters.expense import Mean
 from paceline.drafters.notes import Notes, Past
 from paceline.drafters.prices import Prices, clock
@@ -79,7 +79,7 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        self._asking, self._choosing, self._live = Mean(), 0.0, 0
+        self._alone, self._together, self._choosing, self._live = Mean(), Mean(), 0.0, 0
         self._past: dict[float, Past] = {}
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
@@ -132,6 +132,8 @@ class Auto(Ensemble):
         if asked:
             limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
             best = {s: Offer.none(s.tokens[-1]) for s in sequences}
+            for s in asked:
+                s.drafts.paid = 0.0
             dear = self._ask_all(asked, limits, best, rows)
             offers = [best[s] for s in sequences]
             shares = [s.drafts.past.luck.share for s in sequences]
@@ -145,15 +147,19 @@ class Auto(Ensemble):
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
         for s, tree in zip(sequences, trees, strict=True):
             s.drafts.sent = tree.drafted
-        self._prices.begin(rows, sum(len(tree) for tree in trees))
+        self._prices.begin([len(tree) for tree in trees])
         return trees
+
+    def _asking(self, texts: int) -> Mean:
+        """What asking for a text's drafts takes in a step of so many texts, beside drafters that are paid for."""
+        return self._alone if texts == 1 else self._together
 
     def _stirs(self, sequence: Sequence, rows: int) -> bool:
         """Whether a resting text has come to where a draft would hold, as far as members see at a glance."""
         rest = sequence.drafts.rest
         if not rest.glances:
             return False
-        return bool(rest.stirs(self.glimpse(sequence), self._asking.seconds, self._prices.plain(rows) / rows))
+        return bool(rest.stirs(self.glimpse(sequence), self._asking(rows).seconds, self._prices.plain(rows) / rows))
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
@@ -174,8 +180,11 @@ class Auto(Ensemble):
             unknown = [s for s in hopeful if not self._bandit.knows(member, s, rows)]
             if hopeful := [s for s in hopeful if s not in unknown[1:]]:
                 self._offers(member, hopeful, limits, best, rows)
+            taken = clock() - began
             if rows > 1 or not self._bandit.free(member, DEAR):
-                spent += clock() - began
+                spent += taken
+            for s in hopeful if rows > 1 else ():
+                s.drafts.paid += taken / len(hopeful)
         return spent
 
     def peek(
@@ -212,6 +221,7 @@ class Auto(Ensemble):
             super().commit(outcomes)
             return
         began, asked = clock(), sum(not outcome.sequence.drafts.rest.now for outcome in outcomes)
+        asking = self._asking(len(outcomes))
         if self._prices.end():
             for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
                 like = [o for o in outcomes if o.sequence.drafts.past is past]
@@ -221,25 +231,25 @@ class Auto(Ensemble):
             notes.steps += 1
             if notes.rest.now:
                 continue
-            for tree, *records in zip(notes.trees, notes.records, notes.past.records, strict=True):
+            for i, tree in enumerate(notes.trees):
                 if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
-                    own = as_seen(outcome, tree)
+                    own = self.seen(outcome, i)
                     seen = Seen.of(own.tree, own.path)
-                    for record in records:
+                    for record in (notes.records[i], notes.past.records[i]):
                         record.trust.learn(seen)
                         if len(outcomes) == 1:
                             record.form.add(len(outcome.tokens), outcome.tree.drafted)
             accepted = len(outcome.path) - 1
-            if self._asking.known:
+            if asking.known:
                 plain = self._prices.plain(len(outcomes)) / len(outcomes)
                 saved = accepted - outcome.tree.drafted * self._prices.node / plain
-                notes.rest.asked(saved, self._asking.seconds, plain)
-                notes.past.brought.add(saved, 0)
+                notes.rest.asked(saved, asking.seconds, plain, notes.paid)
+                notes.past.brought.add(saved - notes.paid / plain, 0)
             held = accepted == outcome.tree.drafted
             notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
         super().commit(outcomes)
         if asked:
-            self._asking.add((self._choosing + clock() - began) / asked)
+            asking.add((self._choosing + clock() - began) / asked)
 
     def _time_judging(self, sequence: Sequence) -> None:
         """Learn what the last step of a single text took beside its pass."""
@@ -249,7 +259,7 @@ class Auto(Ensemble):
             return
         spent = sequence.stats.judge + sequence.stats.keep
         if notes.spent is not None and notes.steps > 1:  # the first one is the prompt's
-            self._prices.beside.single(notes.sent, spent - notes.spent)
+            self._prices.beside.add(notes.sent, spent - notes.spent)
         notes.spent = spent
 
     def _offers(

@@ -17,7 +17,7 @@ from collections.abc import Sequence as Seq
 from paceline.drafters.expense import WARM, Pace
 from paceline.drafters.notes import Notes
 from paceline.drafters.prices import MARGIN, Prices
-from paceline.drafters.worth import Offer, surplus
+from paceline.drafters.worth import Offer
 from paceline.sequence import Sequence
 
 #: A drafter is free that takes less than this share of a plain pass, or less than so many seconds: to decide whether to
@@ -50,8 +50,11 @@ class Bandit:
         return bool(pace.count) and pace() <= max(times * FREE * self._prices.passes(1), CHOOSING)
 
     def reach(self, notes: Notes, rows: int) -> int:
-        """Tokens a member that takes time is asked for. In a batch, what is cut off again should not be drafted."""
-        return min(notes.reach, notes.sent + 2) if rows > 1 else notes.reach
+        """Tokens a member that takes time is asked for.
+
+        In a batch, what is cut off again should not be drafted, so it is hardly more than was scored of the last draft.
+        """
+        return min(notes.reach, 1 + notes.sent + notes.sent // 2) if rows > 1 else notes.reach
 
     def knows(self, member: int, sequence: Sequence, rows: int) -> bool:
         """Whether it is known what asking a member takes, and in a batch what it promises."""
@@ -91,7 +94,7 @@ class Bandit:
         brings, nodes = known.tokens / known.steps, known.nodes / known.steps
         # Up to as much as a draft may bring: one that failed at first would never be asked again otherwise.
         hope = self._explore * math.sqrt(math.log(1 + notes.steps) / known.steps)
-        step = self._prices.passes(1 + round(nodes)) + float(self._prices.beside(1, nodes)) + spent
+        step = self._prices.passes(1 + round(nodes)) + float(self._prices.beside(nodes)) + spent
         rate = (brings + hope * (1 + nodes)) / step
         best = self._prices.best_length(notes.records[member], self.paces[member])
         if best is not None:  # it may pay at another length alone
@@ -108,4 +111,4 @@ class Bandit:
         seen = own.count + notes.weight
         brings = (own.count * own.value(share, row) + notes.weight * past.value(share, row)) / seen
         brings += self._explore * math.sqrt(math.log(1 + notes.steps) / seen)
-        return (brings - float(surplus(offer.gains, share, row))) * self._prices.plain(rows) > spent
+        return (brings - offer.surplus(share, row)) * self._prices.plain(rows) > spent

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from paceline.caches import Row
@@ -133,8 +132,7 @@ class Run:
 
     def tree(self) -> TokenTree:
         laws = torch.stack(self.laws) if self.laws else None
-        chain = TokenTree.chain(self.sequence.tokens[-1], self.tokens, laws)
-        return replace(chain, odds=np.array([1.0, *self.odds]))
+        return TokenTree.chain(self.sequence.tokens[-1], self.tokens, laws, self.odds)
 
 
 def ask_all(runs: Seq[Run], logits: torch.Tensor) -> list[torch.Tensor]:

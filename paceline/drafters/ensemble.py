@@ -23,10 +23,14 @@ Budget = tuple[int, int]
 
 @dataclass
 class Shared:
-    """One sequence's states of all drafters, what each proposed in the step at hand, and how much each peeks at."""
+    """One sequence's states of all drafters, what each proposed in the step at hand, and how much each peeks at.
+
+    `seen`: the step's outcome, from the side of those who were asked for it.
+    """
 
     states: list[Any]
     trees: list[TokenTree | None]
+    seen: dict[int, Outcome] = field(default_factory=dict)
     sizes: list[int] = field(default_factory=list)
 
 
@@ -101,11 +105,19 @@ class Ensemble(Drafter):
         for i in self._overriding("commit"):
             told = [o for o in outcomes if o.sequence.drafts.trees[i] is not None or not self.members[i].catches_up]
             if told:
-                seen = [as_seen(outcome, outcome.sequence.drafts.trees[i]) for outcome in told]
+                seen = [self.seen(outcome, i) for outcome in told]
                 with _OwnStates(i, [outcome.sequence for outcome in told]):
                     self.members[i].commit(seen)
         for outcome in outcomes:
             outcome.sequence.drafts.trees = [None] * len(self.members)
+            outcome.sequence.drafts.seen = {}
+
+    def seen(self, outcome: Outcome, member: int) -> Outcome:
+        """The outcome of the step at hand from a member's side."""
+        shared: Shared = outcome.sequence.drafts
+        if member not in shared.seen:
+            shared.seen[member] = as_seen(outcome, shared.trees[member])
+        return shared.seen[member]
 
     def end(self, sequence: Sequence) -> None:
         if sequence.drafts is not None:

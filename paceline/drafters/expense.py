@@ -124,38 +124,18 @@ class Slope:
 
 
 class Beside:
-    """Seconds of a step beside its pass, by texts and drafted tokens.
-
-    A single text's statistics say what judging and keeping took. Of a batch it is what the whole step took beyond the
-    pass of so many rows, whose costs were measured with one context for all: each text's share, and what a step with
-    drafts takes more. The latter is taken for nothing until it is seen, and forgotten where it is not seen again: else
-    one step that something held up would end drafting for good.
-    """
+    """Seconds of a step of one text beside its pass, judging and keeping, by drafted tokens."""
 
     def __init__(self) -> None:
-        self._text: float | None = None
-        self._drafts = 0.0
         self._plain: float | None = None
         self._drafted: float | None = None
 
-    def __call__(self, texts: int, nodes: float | np.ndarray = 0) -> float | np.ndarray:
-        """For `texts` texts with `nodes` drafted tokens each."""
-        if texts > 1:
-            return texts * (self._text or 0.0) + np.where(np.asarray(nodes) > 0, self._drafts, 0.0)
+    def __call__(self, nodes: float | np.ndarray) -> float | np.ndarray:
+        """Of a step with so many drafted tokens."""
         return (self._plain or 0.0) + (self._drafted or 0.0) * nodes
 
-    def batch(self, texts: int, drafted: bool, seconds: float) -> None:
-        """A step of several texts, with drafts or without, took so long beyond its pass."""
-        if self._text is None:
-            self._text = seconds / texts
-            return
-        more = seconds - texts * self._text
-        if not drafted or more < 0:
-            self._text = moved(self._text, seconds / texts)
-        self._drafts += NEWS * (max(0.0, more) - self._drafts) if drafted else -NEWS / 2 * self._drafts
-
-    def single(self, nodes: int, seconds: float) -> None:
-        """Judging and keeping took so long in a step of one text."""
+    def add(self, nodes: int, seconds: float) -> None:
+        """It took so long with so many of them."""
         if not nodes:
             self._plain = moved(self._plain, seconds)
         elif self._plain is not None:
@@ -191,7 +171,8 @@ class Rest:
     that in the end asking takes `SHARE` of the time; a draft that holds ends it, or a glance that finds one likely to.
 
     Attributes:
-        brought: plain steps that the drafts of the steps in which was asked saved, less what judging them took.
+        brought: plain steps that the drafts of the steps in which was asked saved, less what it took to score them and,
+            in a batch, to draft them.
         left: steps without asking that are to come.
         most: how many may come next: twice as many as the last time, for what a text is like at first says little.
         now: the step at hand is one.
@@ -223,17 +204,21 @@ class Rest:
             self.now, self.left = False, 0
         return not self.now
 
-    def asked(self, saved: float, asking: float, plain: float) -> None:
+    def asked(self, saved: float, asking: float, plain: float, paid: float = 0.0) -> None:
         """A step in which was asked.
 
         Args:
             saved: plain steps that its draft saved, less what scoring it took.
             asking: seconds that asking takes.
             plain: seconds of a plain step.
+            paid: seconds that it took beside, for what was foretold to save more than that.
         """
+        saved -= paid / plain
         self.brought.add(saved, 0)
-        if saved > 0.5 or self.brought.tokens / self.brought.steps * plain >= WORTH * asking:
+        if self.brought.tokens / self.brought.steps * plain >= WORTH * asking:
             self.left, self.most = 0, SHORTEST
+        elif saved > 0.5:
+            self.left = 0
         else:
-            self.left = min(self.most, int(asking / (SHARE * plain)))
+            self.left = min(self.most, int((asking + paid) / (SHARE * plain)))
             self.most = min(LONGEST, 2 * self.most)

@@ -46,6 +46,7 @@ class Notes(Shared):
         steps: steps so far.
         reach: tokens that a paid member is asked for.
         sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
+        paid: seconds that drafters took in it that are chosen because they are expected to save more, in a batch.
         spent: seconds of judging and keeping until before it; None: nobody was asked in it.
     """
 
@@ -60,6 +61,7 @@ class Notes(Shared):
     reach: int = 1
     sent: int = 0
     hoped: float = 0.0
+    paid: float = 0.0
     spent: float | None = None
 
     def start(self, past: Past, greedy: bool) -> None:

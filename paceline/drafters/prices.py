@@ -7,9 +7,10 @@ from collections.abc import Sequence as Seq
 
 import numpy as np
 
+from paceline.drafters.batch_costs import BatchCosts
 from paceline.drafters.expense import WARM, Beside, Pace
 from paceline.drafters.portions import Portions
-from paceline.drafters.worth import Offer, Record, surplus
+from paceline.drafters.worth import Offer, Record
 from paceline.models.costs import PassCosts
 
 clock = time.perf_counter
@@ -30,23 +31,25 @@ class Prices:
         padded: whether a pass over a batch takes as many rows for every text as for the one with most nodes.
 
     Attributes:
-        beside: what steps take beside their passes.
+        beside: what steps of a text alone take beside their passes.
+        batch: what steps of several texts take.
         node: seconds that each drafted token of the last step took.
     """
 
     def __init__(self, passes: PassCosts, padded: bool = False) -> None:
         self.passes, self.padded = passes, padded
-        self.beside, self.node = Beside(), 0.0
+        self.beside, self.batch, self.node = Beside(), BatchCosts(passes), 0.0
         self._sent: tuple[float, int, int] | None = None
+        self._rows: dict[int, float] = {}
 
     def plain(self, texts: int) -> float:
         """Seconds of a step without drafts."""
-        return float(self.passes(texts) + self.beside(texts))
+        return self.batch.plain(texts) if texts > 1 else float(self.passes(1) + self.beside(0))
 
     def rates(self, gains: np.ndarray) -> np.ndarray:
         """Of drafts of 0, 1, ... tokens that bring `gains` tokens, for a text alone."""
         nodes = np.arange(len(gains))
-        return np.asarray(gains / (self.passes.each(1 + nodes) + self.beside(1, nodes)))
+        return np.asarray(gains / (self.passes.each(1 + nodes) + self.beside(nodes)))
 
     def rate(self, offer: Offer) -> float:
         """Of a draft of a text alone, at its best size."""
@@ -75,7 +78,7 @@ class Prices:
         promised = float(np.interp(form.nodes / form.steps, np.arange(len(gains)), gains)) - 1
         share = min(1.25, (form.tokens / form.steps - 1) / max(promised, 1e-6))
         gains = 1 + share * (gains - 1)
-        seconds = self.passes.each(1 + nodes) + self.beside(1, nodes) + pace.alone(nodes)
+        seconds = self.passes.each(1 + nodes) + self.beside(nodes) + pace.alone(nodes)
         best = 1 + int((gains[1:] / seconds[1:]).argmax())
         return best, float(gains[best]), float(seconds[best])
 
@@ -96,7 +99,7 @@ class Prices:
         if texts == 1:
             return self.rate(offer) > self.rate(other)
         row = self.row(texts)
-        return bool(surplus(offer.gains, 1.0, row) > surplus(other.gains, 1.0, row))
+        return offer.surplus(1.0, row) > other.surplus(1.0, row)
 
     def sizes(self, offers: Seq[Offer], shares: Seq[float]) -> list[int]:
         """How much of each draft to score, so that all texts together advance fastest.
@@ -111,28 +114,34 @@ class Prices:
         if texts == 1:
             return [int(self.rates(offers[0].gains).argmax())]
         portions = Portions(offers, [share / MARGIN for share in shares], self.padded)
-        seconds = self.passes.each(portions.rows) + self.beside(texts, portions.rows - texts)
-        return portions.sizes(int((portions.gains / seconds).argmax()))
+        rates = portions.gains / self.batch.each(texts, portions.rows)
+        return portions.sizes(0 if self.batch.puzzling else int(rates.argmax()))
 
     def row(self, texts: int) -> float:
         """What a drafted token's row takes, in tokens that plain decoding of so many texts would bring meanwhile."""
-        return (self.passes(2 * texts) - self.passes(texts)) / self.plain(texts)
+        if texts not in self._rows:  # all texts of a step ask for that
+            self._rows[texts] = self.batch.drafted(texts, 2 * texts) / self.plain(texts)
+        return self._rows[texts]
 
     def worth(self, texts: int) -> float:
         """Chance, as a drafter guesses it, below which a token is surely not worth its row; 0 for a text alone."""
         return SLACK * self.row(texts) if texts > 1 else 0.0
 
-    def begin(self, texts: int, rows: int) -> None:
-        """A step of so many texts sets out on a pass of so many rows."""
+    def begin(self, widths: Seq[int]) -> None:
+        """A step sets out on a pass over so many rows of each text."""
+        texts = len(widths)
+        rows = texts * max(widths) if self.padded else sum(widths)
         self._sent, self.node = (clock(), texts, rows), 0.0
         if rows > texts:
-            self.node = (self.passes(rows) - self.passes(texts)) / (rows - texts)
+            more = self.batch.drafted(texts, rows) if texts > 1 else self.passes(rows) - self.passes(1)
+            self.node = more / (sum(widths) - texts)
 
     def end(self) -> bool:
-        """The step is over; learns what one of a batch took beyond its pass. Whether it was one."""
+        """The step is over; learns what one of a batch took. Whether it was one."""
         if self._sent is None:
             return False
         (began, texts, rows), self._sent = self._sent, None
         if texts > 1:
-            self.beside.batch(texts, rows > texts, max(0.0, clock() - began - self.passes(rows)))
+            self.batch.add(texts, rows, clock() - began)
+            self._rows.clear()
         return texts > 1

@@ -143,6 +143,10 @@ class Offer:
             gains[:-1] = 0
         return cls(tree, order, gains)
 
+    def surplus(self, share: float, row: float) -> float:
+        """Tokens that it brings beyond its rows, as `surplus` has it."""
+        return float(surplus(self.gains, share, row)) if self.tree.drafted else 0.0
+
     def discounted(self, share: float) -> np.ndarray:
         """`gains`, where of what drafted tokens bring only a share counts."""
         return 1 + share * (self.gains - 1)
@@ -166,6 +170,7 @@ class Offers:
 
     def __init__(self, most: int = LATELY) -> None:
         self._gains, self._nodes, self.count = np.ones((most, NODES + 1)), np.zeros(most), 0
+        self._valued: tuple[tuple[int, float, float], float] = (0, 0.0, 0.0), 0.0
 
     def add(self, offer: Offer) -> None:
         """Remember a draft in the place of the oldest."""
@@ -181,8 +186,11 @@ class Offers:
             share: of what each node is expected to bring, what counts.
             row: what a row costs, in tokens.
         """
-        known = self._gains[: self.count]
-        return float(surplus(known, share, row).mean()) if len(known) else 0.0
+        about = self.count, share, row
+        if self._valued[0] != about:  # a batch's texts all ask for that of the same drafts
+            known = self._gains[: self.count]
+            self._valued = about, float(surplus(known, share, row).mean()) if self.count else 0.0
+        return self._valued[1]
 
     @property
     def longest(self) -> int:

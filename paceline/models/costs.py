@@ -21,7 +21,7 @@ from paceline.tree import TokenTree
 
 clock = time.perf_counter
 #: Rows that are measured, and the tokens that lie before them.
-ROWS = (1, 2, 4, 6, 8, 12, 16, 24, 32)
+ROWS = (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 32)
 CONTEXT = 128
 
 

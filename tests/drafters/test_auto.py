@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 import torch
 
 from drafters.support import PROMPTS, engine_of, generated, llama, results, start
-from paceline import registry
-from paceline.drafters import auto, bandit, notes
+from paceline import Engine, registry
+from paceline.drafters import auto, bandit, notes, prices
 from paceline.drafters.auto import Auto
 from paceline.drafters.bandit import CHOOSING, Bandit
 from paceline.drafters.base import Drafter, Outcome
@@ -105,8 +105,7 @@ class Fallible(Drafter):
         holds = np.random.default_rng(0).random(len(self.text)) < self.right
         count = min(nodes, depth, self.length, len(self.text) - at)
         tokens = [self.text[at + i] if holds[at + i] else 47 for i in range(count)]
-        chain = TokenTree.chain(sequence.tokens[-1], tokens)
-        return replace(chain, odds=self.right ** np.arange(len(chain)))
+        return TokenTree.chain(sequence.tokens[-1], tokens, odds=self.right ** np.arange(1, count + 1))
 
 
 @pytest.fixture
@@ -176,10 +175,24 @@ def test_a_draft_that_failed_in_one_text_is_tried_again_in_the_next(slow: Slow) 
     assert passes < 35
 
 
-def four_texts(slow: Slow, prompts: list[list[int]], count: int = 100) -> list[int]:
-    """Passes of each text of a batch, which are the greedy ones."""
+def batches(slow: Slow, monkeypatch: pytest.MonkeyPatch, dearer: float = 1.0) -> Engine:
+    """An engine whose passes take time of the made-up clock, drafted rows `dearer` times what is known of them."""
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX
+    score = engine.model.score
+
+    def timed(cache: object, rows: Seq[object], trees: Seq[TokenTree], *rest: object, **options: object) -> object:
+        plain = FLAT_TO_SIX(len(rows))
+        slow.now += plain + dearer * (FLAT_TO_SIX(sum(len(tree) for tree in trees)) - plain)
+        return score(cache, rows, trees, *rest, **options)
+
+    monkeypatch.setattr(engine.model, "score", timed)
+    monkeypatch.setattr(prices, "clock", lambda: slow.now)
+    return engine
+
+
+def four_texts(engine: Engine, slow: Slow, prompts: list[list[int]], count: int = 100) -> list[int]:
+    """Passes of each text of a batch, which are the greedy ones."""
     chooser = Auto(copy=None, table=None, draft=slow)
     found = results(engine, prompts, drafter=chooser, max_new_tokens=count, ignore_eos=True)
     plain = results(engine, prompts, max_new_tokens=count, ignore_eos=True)
@@ -187,33 +200,45 @@ def four_texts(slow: Slow, prompts: list[list[int]], count: int = 100) -> list[i
     return [result.stats.forward_passes for result in found]
 
 
-def test_in_a_batch_one_text_finds_out_that_a_drafter_never_helps(slow: Slow) -> None:
-    passes = four_texts(slow, [[5], [6], [7], [8]])
+def test_in_a_batch_one_text_finds_out_that_a_drafter_never_helps(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = four_texts(batches(slow, monkeypatch), slow, [[5], [6], [7], [8]])
     assert min(passes) > 95
     assert set(slow.groups[:3]) == {1}
     assert sum(slow.groups) < 12
 
 
-def test_in_a_batch_all_ask_a_drafter_that_helps_one(slow: Slow) -> None:
+def test_in_a_batch_all_ask_a_drafter_that_helps_one(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
     module = llama(context=256)
     module.generation_config.eos_token_id = None
     slow.texts = {first: generated(module, [first], 100) for first in (5, 6, 7, 8)}
     slow.seconds = 0.03
-    passes = four_texts(slow, [[5], [6], [7], [8]])
+    passes = four_texts(batches(slow, monkeypatch), slow, [[5], [6], [7], [8]])
     assert slow.groups.index(4) < 12
     assert max(passes) < 60
 
 
-def test_in_a_batch_what_a_drafter_takes_puts_no_text_to_rest(slow: Slow) -> None:
-    """Whether it is worth its time is foretold; what counts as asking is the choice itself."""
+@pytest.mark.parametrize(("dearer", "most"), [(1.0, 70), (4.0, 100), (8.0, 115)])
+def test_in_a_batch_rows_that_turn_out_dearer_end_drafting(
+    dearer: float, most: float, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row is taken for 0.2 of a token to begin with, and drafts hold; plain decoding would take 104 seconds."""
+    module = llama(context=256)
+    module.generation_config.eos_token_id = None
+    slow.texts = {first: generated(module, [first], 100) for first in (5, 6, 7, 8)}
     slow.seconds = 0.03
-    engine = engine_of(llama(context=256), "none")
-    engine.model.costs = FLAT_TO_SIX
+    four_texts(batches(slow, monkeypatch, dearer), slow, [[5], [6], [7], [8]])
+    assert slow.now - 104 < most
+
+
+def test_in_a_batch_what_counts_as_asking_is_the_choice_itself(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a drafter takes that was foretold to be worth it counts against what its drafts save."""
+    slow.seconds = 0.03
+    engine = batches(slow, monkeypatch)
     chooser = Auto(copy=None, table=None, draft=slow)
     results(engine, [[5], [6], [7], [8]], drafter=chooser, max_new_tokens=40, ignore_eos=True)
     assert slow.asked > 3
-    assert chooser._asking.known
-    assert chooser._asking.seconds < 0.001
+    assert chooser._asking(4).known
+    assert chooser._asking(4).seconds < 0.001
 
 
 def test_nobody_is_asked_beside_a_prompt_while_others_are_written(slow: Slow) -> None:
@@ -469,12 +494,11 @@ def test_a_drawn_draft_is_never_replaced(seed: int, monkeypatch: pytest.MonkeyPa
 
 
 def engine_of_tables(table: object) -> object:
-    from paceline import Engine
-
     return Engine(TabularModel(table, 3), drafter="none", nodes=6, max_rows=2)  # type: ignore[arg-type]
 
 
-def test_batches_with_every_member_are_exact() -> None:
+def test_batches_with_every_member_are_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prices, "clock", itertools.count(0.0, 1.0).__next__)  # a step takes one second
     module = llama()
     draft = DraftModel(llama(seed=3, layers=1), fast=False)
     engine = engine_of(module)

@@ -22,43 +22,12 @@ from paceline.drafters.expense import (
 
 def test_judging_is_learnt_by_drafted_token() -> None:
     beside = Beside()
-    beside.single(4, 9.0)  # nothing to compare it with yet
-    assert beside(1, 4) == 0
+    beside.add(4, 9.0)  # nothing to compare it with yet
+    assert beside(4) == 0
     for _ in range(200):
-        beside.single(0, 0.2)
-        beside.single(4, 1.0)
-    assert beside(1) == pytest.approx(0.2)
-    assert np.allclose(beside(1, np.arange(3)), [0.2, 0.4, 0.6])
-    assert beside(8) == 0
-
-
-def test_what_a_batch_takes_is_its_texts_share() -> None:
-    beside = Beside()
-    beside.batch(4, False, 1.0)
-    assert beside(4) == beside(4, 3) == 1.0
-    assert beside(8) == pytest.approx(2.0)
-    assert beside(1, 3) == 0
-
-
-def test_one_slow_step_with_drafts_does_not_end_drafting() -> None:
-    beside = Beside()
-    beside.batch(4, False, 1.0)
-    beside.batch(4, True, 21.0)
-    assert beside(4, np.arange(3)).tolist() == pytest.approx([1.0, 3.0, 3.0])
-    for _ in range(100):
-        beside.batch(4, False, 1.0)
-    assert beside(4, 2) == pytest.approx(1.0, abs=0.02)
-
-
-def test_steps_of_a_batch_are_told_apart_by_whether_something_was_drafted() -> None:
-    beside = Beside()
-    beside.batch(4, True, 5.0)  # nothing to compare it with yet
-    assert beside(4) == beside(4, 3) == 5.0
-    for _ in range(200):
-        beside.batch(4, False, 1.0)
-        beside.batch(4, True, 5.0)
-    assert beside(4) == pytest.approx(1.0)
-    assert 2.5 < beside(4, 1) < 4.0  # it fades where nothing is drafted
+        beside.add(0, 0.2)
+        beside.add(4, 1.0)
+    assert np.allclose(beside(np.arange(3)), [0.2, 0.4, 0.6])
 
 
 def test_what_drafts_brought_corrects_what_they_are_expected_to() -> None:
@@ -104,6 +73,26 @@ def test_a_draft_that_holds_ends_the_rest() -> None:
         pass
     rest.asked(3, 0.08, 1.0)
     assert not rest.begins()
+
+
+def test_a_lucky_draft_does_not_shorten_the_next_rest() -> None:
+    rest = Rest()
+    while rest.most < LONGEST:
+        if not rest.begins():
+            rest.asked(0, 0.5, 1.0)
+    rest.asked(0.6, 0.5, 1.0)
+    assert not rest.begins()
+    rest.asked(0, 0.5, 1.0)
+    assert rest.left == LONGEST
+
+
+def test_what_drafts_save_must_be_more_than_drafting_them_takes() -> None:
+    for paid, rests in ((0.1, False), (0.4, True)):
+        rest = Rest()
+        for _ in range(100):
+            if not rest.begins():
+                rest.asked(0.3, 0.01, 1.0, paid)
+        assert (rest.left > 0 or rest.most > SHORTEST) is rests
 
 
 def test_asking_that_takes_next_to_nothing_never_rests() -> None:

@@ -21,12 +21,11 @@ def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pyt
     now = [0.0]
     monkeypatch.setattr(prices, "clock", lambda: now[0])
     for texts in (1, 8):
-        chooser.begin(texts, texts)
+        chooser.begin([1] * texts)
         now[0] += 100.0
         assert chooser.end() == (texts > 1)
     assert not chooser.end(), "no step has begun since"
-    assert (chooser.beside(8), chooser.beside(1)) == (pytest.approx(92.0), 0.0)
-    assert (chooser.plain(8), chooser.plain(1)) == (pytest.approx(100.0), 1.0)
+    assert (chooser.plain(8), chooser.plain(1)) == (pytest.approx(100.0, rel=0.05), 1.0)
     assert chooser.sizes(offers, [1.0] * 8) == [2] * 8
     assert chooser.sizes(offers[:1], [1.0]) == [0]
 
@@ -87,10 +86,15 @@ def test_in_a_batch_the_text_that_copies_gets_the_draft(padded: bool, wanted: li
 
 def test_drafted_tokens_of_a_step_share_what_their_rows_take() -> None:
     chooser = Prices(FLAT_TO_SIX)
-    chooser.begin(2, 2)
-    assert chooser.node == 0
-    chooser.begin(2, 12)
-    assert chooser.node == pytest.approx(0.06)
+    for widths, node in (([1, 1], 0), ([5, 7], 0.06), ([7], 0.1 / 6)):
+        chooser.begin(widths)
+        assert chooser.node == pytest.approx(node)
+
+
+def test_a_padded_pass_takes_as_many_rows_for_every_text() -> None:
+    chooser = Prices(FLAT_TO_SIX, padded=True)
+    chooser.begin([1, 1, 4])
+    assert chooser.node == pytest.approx(0.6 / 3)
 
 
 def test_a_token_is_worth_its_row_from_some_chance_on() -> None:
