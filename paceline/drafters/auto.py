@@ -124,7 +124,7 @@ class Auto(Ensemble):
         began, rows = clock(), len(sequences)
         beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
         in_vain = beside and self._live > 1  # no text begins amid a rest
-        asked = [s for s in sequences if not s.drafts.rest.begins(in_vain) or self._stirs(s, rows)]
+        asked = [s for s in sequences if not s.drafts.rest.begins(rows, in_vain) or self._stirs(s, rows)]
         if rows == 1:
             self._time_judging(sequences[0])
             if not asked:
@@ -142,6 +142,7 @@ class Auto(Ensemble):
             trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
             for s, tree in zip(sequences, trees, strict=True):
                 s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
+                s.drafts.cut = tree.drafted < best[s].tree.drafted
             self._choosing = clock() - began - dear
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]

@@ -52,9 +52,13 @@ class Bandit:
     def reach(self, notes: Notes, rows: int) -> int:
         """Tokens a member that takes time is asked for.
 
-        In a batch, what is cut off again should not be drafted, so it is hardly more than was scored of the last draft.
+        In a batch, what is cut off again should not be drafted: as many as were scored of the last draft, or some more
+        if all of it was.
         """
-        return min(notes.reach, 1 + notes.sent + notes.sent // 2) if rows > 1 else notes.reach
+        if rows == 1:
+            return notes.reach
+        more = 0 if notes.cut else 1 + notes.sent // 2
+        return min(notes.reach, max(1, notes.sent + more))
 
     def knows(self, member: int, sequence: Sequence, rows: int) -> bool:
         """Whether it is known what asking a member takes, and in a batch what it promises."""

@@ -47,6 +47,7 @@ class Notes(Shared):
         reach: tokens that a paid member is asked for.
         sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
         paid: seconds that drafters took in it that are chosen because they are expected to save more, in a batch.
+        cut: whether more than that was drafted.
         spent: seconds of judging and keeping until before it; None: nobody was asked in it.
     """
 
@@ -60,6 +61,7 @@ class Notes(Shared):
     steps: int = 0
     reach: int = 1
     sent: int = 0
+    cut: bool = False
     hoped: float = 0.0
     paid: float = 0.0
     spent: float | None = None

@@ -102,6 +102,19 @@ def test_asking_that_takes_next_to_nothing_never_rests() -> None:
         rest.asked(0, 0.5 * SHARE, 1.0)
 
 
+@pytest.mark.parametrize(("texts", "renewed"), [(8, False), (5, False), (4, True)])
+def test_beside_half_as_many_texts_drafts_get_another_chance(texts: int, renewed: bool) -> None:
+    rest = Rest()
+    while rest.most < LONGEST:
+        if not rest.begins(8):
+            rest.asked(0, 0.5, 1.0)
+    rest.asked(0, 0.5, 1.0)
+    assert rest.begins(8)
+    assert rest.begins(1, in_vain=True), "nobody is asked, so nothing is found out"
+    assert rest.begins(texts) is not renewed
+    assert (rest.most == SHORTEST) is renewed
+
+
 def test_a_step_in_which_asking_would_be_in_vain_goes_without() -> None:
     rest = Rest()
     assert rest.begins(in_vain=True)
