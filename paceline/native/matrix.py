@@ -61,7 +61,7 @@ class Panels:
 
     def __init__(self, native: Kernels, weight: Tensor, bias: Tensor | None) -> None:
         self.shape, library = weight.shape, native.library
-        self.spare = 15 if has_tiles(library) else 7 if library.matrix_available() else 3
+        self.spare = 15 if has_tiles(library) else 7 if library.matrix_available() else 4
         outputs, inputs = weight.shape
         padded = F.pad(weight, (0, 0, 0, -outputs % WIDE)) if outputs % WIDE else weight
         self._bias = None if bias is None else bias.detach().float()

@@ -114,7 +114,7 @@ def test_explain_prints_the_plan_or_the_reason(run: Run, tiny: str) -> None:
 
 def test_doctor(run: Run, tiny: str) -> None:
     found = json.loads(run("doctor", "-m", tiny, "--json").stdout)
-    assert list(found["pass_seconds"]) == ["1", "2", "4", "6", "8", "12", "16", "24", "32"]
+    assert list(found["pass_seconds"]) == ["1", "2", "4", "6", "8", "10", "12", "16", "20", "24", "32"]
     assert found["bandwidth_bytes_per_second"]["1"] > 1e8
     shown = run("doctor", "-m", tiny)
     assert shown.exit_code == 0
