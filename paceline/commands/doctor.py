@@ -78,13 +78,11 @@ def _threads(count: str) -> str:
 def _curve(found: dict[str, Any]) -> Table:
     from rich.table import Table
 
-    rows = found["pass_seconds"]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-    table.add_column("rows")
-    for name in rows:
+    for name in ("rows", "ms", "of one row"):
         table.add_column(name, justify="right")
-    table.add_row("ms", *(f"{spent * 1e3:.2f}" for spent in rows.values()))
-    table.add_row("of one row", *(f"{times:.2f}" for times in found["pass_relative"].values()))
+    for (rows, spent), times in zip(found["pass_seconds"].items(), found["pass_relative"].values(), strict=True):
+        table.add_row(rows, f"{spent * 1e3:.2f}", f"{times:.2f}")
     return table
 
 
