@@ -114,5 +114,5 @@ class Bandit:
         share, row = notes.past.luck.share / MARGIN, self._prices.row(rows)
         seen = own.count + notes.weight
         brings = (own.count * own.value(share, row) + notes.weight * past.value(share, row)) / seen
-        brings += self._explore * math.sqrt(math.log(1 + notes.steps) / (own.count + past.count))
+        brings += self._explore * math.sqrt(math.log(1 + notes.steps) / seen)
         return (brings - offer.surplus(share, row)) * self._prices.plain(rows) > spent

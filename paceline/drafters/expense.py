@@ -191,9 +191,7 @@ class Rest:
         if not in_vain:
             if 2 * texts <= self.among:
                 self.brought, self.left, self.most = Form(PATIENCE, HOPE * PATIENCE), 0, SHORTEST
-                self.among = 0
-            if not self.among:  # the more texts share a pass, the more of what a token saves its row takes
-                self.expect(HOPE / texts)
+                self.among = texts
             self.among = max(self.among, texts)
         self.now = in_vain or self.left > 0
         self.left -= self.left > 0

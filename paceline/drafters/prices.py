@@ -14,9 +14,8 @@ from paceline.drafters.worth import Offer, Record
 from paceline.models.costs import PassCosts
 
 clock = time.perf_counter
-#: How many times what it costs a drafted token must be expected to bring in a batch: both are known roughly, and a text
-#: that ends sooner than others leaves them a pass that is not as full.
-MARGIN = 1.3
+#: How many times what it costs a drafted token must be expected to bring in a batch, where both are known roughly.
+MARGIN = 1.15
 #: How far a drafter may be wrong who thinks that a token is hardly worth its row.
 SLACK = 0.6
 
