@@ -48,7 +48,14 @@ def bench(
     min_p: o.MinP = None,
     policy: o.Policies = None,
     seed: Annotated[int, typer.Option(help="Seed of sampling.")] = 0,
-    batch: Annotated[int, typer.Option(help="Prompts generated together.")] = 1,
+    batch: Annotated[int, typer.Option(help="Prompts given together.")] = 1,
+    at_once: Annotated[
+        int | None, typer.Option(help="Texts of a batch written at a time, while the others wait; all by default.")
+    ] = None,
+    shortest: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a batch's shortest text; lengths are spread between it and the longest."),
+    ] = None,
     peers: Annotated[
         str,
         typer.Option(help="Modes of transformers' generate: all, none, or a list of plain, prompt lookup, assisted."),
@@ -94,6 +101,8 @@ def bench(
         "temperatures": _temperatures(temperature),
         "seed": seed,
         "batch": batch,
+        "at_once": at_once,
+        "shortest": shortest,
         "peers": tuple(split(peers)),
         "assistant": assistant,
         "fresh": not warm,

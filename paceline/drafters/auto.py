@@ -124,7 +124,8 @@ class Auto(Ensemble):
         began, rows = clock(), len(sequences)
         beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
         in_vain = beside and self._live > 1  # no text begins amid a rest
-        asked = [s for s in sequences if not s.drafts.rest.begins(rows, in_vain) or self._stirs(s, rows)]
+        room = self._prices.room(rows)
+        asked = [s for s in sequences if not s.drafts.rest.begins(rows, room, in_vain) or self._stirs(s, rows)]
         if rows == 1:
             self._time_judging(sequences[0])
             if not asked:
@@ -160,7 +161,8 @@ class Auto(Ensemble):
         rest = sequence.drafts.rest
         if not rest.glances:
             return False
-        return bool(rest.stirs(self.glimpse(sequence), self._asking(rows).seconds, self._prices.plain(rows) / rows))
+        chance = self.glimpse(sequence) - (self._prices.row(rows) if rows > 1 else 0.0)
+        return bool(rest.stirs(chance, self._asking(rows).seconds, self._prices.plain(rows) / rows))
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence as Seq
 
-from paceline.drafters.expense import WARM, Pace
+from paceline.drafters.expense import WARM, WORTH, Pace
 from paceline.drafters.notes import Notes
 from paceline.drafters.prices import MARGIN, Prices
 from paceline.drafters.worth import Offer
@@ -71,12 +71,9 @@ class Bandit:
             return False
         if rows == 1 and notes.knows_nothing_of(member):
             return self._tempting(member, sequence, offer)
-        if not pace.known:
-            return True
-        spent = pace(rows, self.reach(notes, rows))
-        if rows == 1:
-            return self._faster(member, notes, offer, spent)
-        return self._promising(member, notes, offer, spent, rows)
+        if rows > 1:
+            return self._promising(member, sequence, offer, rows)
+        return not pace.known or self._faster(member, notes, offer, pace(1, self.reach(notes, 1)))
 
     def _tempting(self, member: int, sequence: Sequence, offer: Offer) -> bool:
         """Whether to try a member of which nothing is known in a text alone: where the target is unsure, later.
@@ -106,13 +103,20 @@ class Bandit:
             rate = max(rate, (tokens + hope * (1 + length)) / seconds)
         return rate > self._prices.rate(offer)
 
-    def _promising(self, member: int, notes: Notes, offer: Offer, spent: float, rows: int) -> bool:
-        """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them."""
+    def _promising(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
+        """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them.
+
+        A text that the member has yet to read must be worth that in what is left to write.
+        """
+        pace, notes = self.paces[member], sequence.drafts
         own, past = notes.records[member].offers, notes.past.records[member].offers
-        if not past.count:
-            return True
+        plain, room = self._prices.plain(rows), self._prices.room(rows)
+        reading = 0.0 if own.count else self._size_ratios[member] * self._prices.passes(len(sequence.tokens))
+        if not pace.known or not past.count:
+            return reading <= TRIAL * room * sequence.remaining * plain
         share, row = notes.past.luck.share / MARGIN, self._prices.row(rows)
         seen = own.count + notes.weight
         brings = (own.count * own.value(share, row) + notes.weight * past.value(share, row)) / seen
-        brings += self._explore * math.sqrt(math.log(1 + notes.steps) / seen)
-        return (brings - offer.surplus(share, row)) * self._prices.plain(rows) > spent
+        brings += room * self._explore * math.sqrt(math.log(1 + notes.steps) / seen)
+        spent = pace(rows, self.reach(notes, rows)) + rows * reading / max(1, sequence.remaining)
+        return (brings - offer.surplus(share, row)) * plain > WORTH * spent

@@ -178,6 +178,8 @@ class Rest:
         now: the step at hand is one.
         among: texts that shared its passes when that was found. Beside half as many a drafted token takes less time, so
             it is found out anew.
+        room: by how much drafts can make its steps faster at most. What they are hoped to bring before anything is
+            known, and what asking may take, is in proportion.
     """
 
     brought: Form = field(default_factory=lambda: Form(PATIENCE, HOPE * PATIENCE))
@@ -185,14 +187,19 @@ class Rest:
     most: int = SHORTEST
     now: bool = False
     among: int = 0
+    room: float = 1.0
 
-    def begins(self, texts: int = 1, in_vain: bool = False) -> bool:
+    def begins(self, texts: int = 1, room: float = 1.0, in_vain: bool = False) -> bool:
         """A step of so many texts begins; whether it goes without, as it does where asking would be in vain."""
         if not in_vain:
+            self.room = room
             if 2 * texts <= self.among:
-                self.brought, self.left, self.most = Form(PATIENCE, HOPE * PATIENCE), 0, SHORTEST
+                self.brought, self.left, self.most = Form(PATIENCE, HOPE * room * PATIENCE), 0, SHORTEST
                 self.among = texts
-            self.among = max(self.among, texts)
+            elif texts > self.among:
+                self.among = texts
+                if texts > 1:
+                    self.expect(HOPE * room)
         self.now = in_vain or self.left > 0
         self.left -= self.left > 0
         return self.now
@@ -228,5 +235,5 @@ class Rest:
         elif saved > 0.5:
             self.left = 0
         else:
-            self.left = min(self.most, int((asking + paid) / (SHARE * plain)))
+            self.left = min(self.most, int((asking + paid) / max(SHARE * self.room * plain, 1e-9)))
             self.most = min(LONGEST, 2 * self.most)

@@ -41,6 +41,7 @@ class Prices:
         self.beside, self.batch, self.node = Beside(), BatchCosts(passes), 0.0
         self._sent: tuple[float, int, int] | None = None
         self._rows: dict[int, float] = {}
+        self._rooms: dict[int, float] = {}
 
     def plain(self, texts: int) -> float:
         """Seconds of a step without drafts."""
@@ -123,6 +124,19 @@ class Prices:
             self._rows[texts] = self.batch.drafted(texts, 2 * texts) / self.plain(texts)
         return self._rows[texts]
 
+    def room(self, texts: int) -> float:
+        """By how much drafts of up to a token a text make such steps faster if all hold; 1 for one text.
+
+        Where that is little, little may be spent on finding out whether they do.
+        """
+        if texts == 1:
+            return 1.0
+        if texts not in self._rooms:
+            rows = np.arange(texts, 2 * texts + 1)
+            rates = rows / self.batch.each(texts, rows)
+            self._rooms[texts] = float(rates.max() / rates[0]) - 1
+        return self._rooms[texts]
+
     def worth(self, texts: int) -> float:
         """Chance, as a drafter guesses it, below which a token is surely not worth its row; 0 for a text alone."""
         return SLACK * self.row(texts) if texts > 1 else 0.0
@@ -144,4 +158,5 @@ class Prices:
         if texts > 1:
             self.batch.add(texts, rows, clock() - began)
             self._rows.clear()
+            self._rooms.clear()
         return texts > 1

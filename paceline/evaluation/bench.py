@@ -48,6 +48,8 @@ class Settings:
     temperatures: tuple[float, ...] = (0.0,)
     seed: int = 0
     batch: int = 1
+    at_once: int | None = None
+    shortest: int | None = None
     peers: tuple[str, ...] = ("all",)
     assistant: str | None = None
     fresh: bool = True
@@ -58,6 +60,7 @@ class Settings:
         for name in ("max_new_tokens", "repeats", "batch"):
             if getattr(self, name) < 1:
                 raise BadRequest(f"{name}: {getattr(self, name)} is not allowed; at least 1 is needed")
+        self._check_batch()
         if not self.sizes:
             raise BadRequest(f"sizes: none given; {AS_IS!r} stands for the model as it is")
         if unknown := [size for size in self.sizes if size not in (AS_IS, *INFLATED)]:
@@ -75,10 +78,20 @@ class Settings:
         peers.chosen(self.peers)
         build_pipeline(settings_of(Sampling(temperature=max(self.temperatures), seed=self.seed), self.policies))
 
+    def _check_batch(self) -> None:
+        most = {"at_once": self.batch, "shortest": self.max_new_tokens}
+        for name in most:
+            value = getattr(self, name)
+            if value is not None and self.batch == 1:
+                raise BadRequest(f"{name}: {value} is of batches, and batch is 1")
+            if value is not None and not 1 <= value <= most[name]:
+                raise BadRequest(f"{name}: {value} is not allowed; 1 to {most[name]} is")
+
     @property
     def jobs(self) -> list[Job]:
         """What every contestant does with a prompt."""
-        return [Job(self.max_new_tokens, temperature, self.seed) for temperature in dict.fromkeys(self.temperatures)]
+        temperatures = dict.fromkeys(self.temperatures)
+        return [Job(self.max_new_tokens, temperature, self.seed, self.shortest) for temperature in temperatures]
 
     @property
     def assistant_name(self) -> str | None:
@@ -94,6 +107,8 @@ FIXED = (
     "dtype",
     "device",
     "batch",
+    "at_once",
+    "shortest",
     "seed",
     "verifier",
     "policies",
@@ -171,7 +186,8 @@ class _Size:
         kind: dict[str, Any] = {"dtype": settings.dtype, "device": settings.device, "inflated": inflated}
         empty = _resident(None)
         own_kind = {**kind, "view": settings.view}  # transformers runs all of the model
-        self.engine = Engine.load(settings.model, max_rows=settings.batch, drafter=own.PLAIN, **own_kind)
+        rows = settings.at_once or settings.batch
+        self.engine = Engine.load(settings.model, max_rows=rows, drafter=own.PLAIN, **own_kind)
         model = self.engine.model
         if model.opening:
             raise Unsupported(f"bench: {model.name} has an encoder, and the workloads are texts to be continued")
@@ -184,7 +200,10 @@ class _Size:
             if job is not None:
                 report.methods[method.name] = method.about(job)
         before_peers = resident(model.device, collect=False)
-        if peers.chosen(settings.peers):
+        measured = bool(peers.chosen(settings.peers))
+        if measured and (settings.at_once or settings.shortest):
+            measured, report.skipped["transformers"] = False, "it writes a batch's texts all at once, and equally long"
+        if measured:
             self._add_peers(kind)
         report.sizes[size] = SizeInfo(
             label=_label(settings, size),
@@ -194,7 +213,7 @@ class _Size:
             dtype=str(model.module.dtype).removeprefix("torch."),
             path=model.path,
             own_bytes=loaded - empty,
-            peer_bytes=resident(model.device, collect=False) - before_peers if peers.chosen(settings.peers) else None,
+            peer_bytes=resident(model.device, collect=False) - before_peers if measured else None,
             held={method.name: method.held for method in found},
         )
 

@@ -79,7 +79,8 @@ class Method(Contestant):
             self.part = copy.deepcopy(self._new, dict(self._shared))
 
     def run(self, prompts: Prompts, job: Job) -> Run:
-        requests = [self._request(list(prompt), job) for prompt in prompts]
+        lengths = job.lengths(len(prompts))
+        requests = [self._request(list(prompt), job, length) for prompt, length in zip(prompts, lengths, strict=True)]
         try:
             return self._run(requests)
         except BaseException:
@@ -113,12 +114,12 @@ class Method(Contestant):
         options = {"temperature": job.temperature, **self.policies}
         return self.engine.explain(drafter=self.part, verifier=self.verifier, **options)
 
-    def _request(self, prompt: list[int], job: Job) -> Request:
+    def _request(self, prompt: list[int], job: Job, length: int) -> Request:
         return self.engine.request(
             prompt,
             drafter=self.part,
             verifier=self.verifier,
-            max_new_tokens=job.max_new_tokens,
+            max_new_tokens=length,
             temperature=job.temperature,
             seed=job.seed,
             ignore_eos=True,

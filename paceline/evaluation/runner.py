@@ -6,7 +6,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -77,7 +77,7 @@ class Arena:
                     self._leave_out(contestant, job, reason)
                     continue
                 contestant.prepare()
-                short = Job(min(WARM_UP, job.max_new_tokens), job.temperature, job.seed)
+                short = replace(job, max_new_tokens=min(WARM_UP, job.max_new_tokens), shortest=None)
                 run = self._try(contestant, batch, short, job)
                 if run is not None and run.seconds > run.first:
                     self._pace.setdefault(_who(contestant), run.decoded / (run.seconds - run.first))

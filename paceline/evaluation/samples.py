@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 from paceline.requests import Stats
 
 Prompts = Sequence[Sequence[int]]
+#: The multiples of which are spread most evenly between whole numbers.
+GOLDEN = (5**0.5 - 1) / 2
 
 
 @dataclass
@@ -33,11 +35,24 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """What every contestant is asked to do: the same prompts, number of tokens and randomness."""
+    """What every contestant is asked to do: the same prompts, numbers of tokens and randomness.
+
+    Attributes:
+        max_new_tokens: of the longest text.
+        shortest: tokens of a batch's shortest text; `None`: all are as long.
+    """
 
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    shortest: int | None = None
+
+    def lengths(self, count: int) -> list[int]:
+        """Tokens of each of so many texts of a batch, evenly spread however many they are, the shortest first."""
+        if self.shortest is None:
+            return [self.max_new_tokens] * count
+        spread = self.max_new_tokens - self.shortest
+        return [self.shortest + round(i * GOLDEN % 1 * spread) for i in range(count)]
 
 
 class Contestant(ABC):

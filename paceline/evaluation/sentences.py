@@ -71,9 +71,12 @@ def machine(report: Report) -> str:
     on_gpu = s.get("device") == "cuda" or (p["gpu"] and not s.get("device"))
     widest = next((f" with {flag}" for flag in MULTIPLIERS if flag in p["isa"]), "")
     place = p["gpu"] if on_gpu else p["cpu"] + widest
+    at_once = f" ({s['at_once']} at once)" if s.get("at_once") else ""
+    shortest = f"{s['shortest']} to " if s.get("shortest") else ""
     return (
         f"{place}, {p['threads']} of {p['cores']} cores in use, {p['memory_bytes'] / 2**30:.0f} GiB; {dtypes}, batch "
-        f"{s['batch']}, {s['max_new_tokens']} new tokens, {', '.join(choice(t) for t in s['temperatures'])}; "
+        f"{s['batch']}{at_once}, {shortest}{s['max_new_tokens']} new tokens, "
+        f"{', '.join(choice(t) for t in s['temperatures'])}; "
         f"Paceline {p['paceline']}{' ' + p['commit'] if p['commit'] else ''}, torch {p['torch']}, "
         f"transformers {p['transformers']}"
     )

@@ -129,6 +129,21 @@ def test_sampling_batches_and_warm_drafters(run: Run, tiny: str, tmp_path: Path)
     assert "transformers prompt lookup" in report["skipped"]
 
 
+def test_texts_of_different_lengths_that_wait_for_each_other(run: Run, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    words = ("bench", "-m", tiny, "--drafters", "ngram", "--workloads", "edit", "--limit", "3", "--dtype", "float32")
+    batch = ("--batch", "3", "--at-once", "2", "--shortest", "3", "--max-new-tokens", "9")
+    result = run(*words, *batch, "--json", str(path))
+    assert result.exit_code == 0, result.output
+    assert "batch 3 (2 at once), 3 to 9 new tokens" in " ".join(result.output.split())
+    report = json.loads(path.read_text())
+    assert [[len(tokens) for tokens in s["tokens"]] for s in report["samples"]] == [[3, 7, 4]] * 2
+    assert all(row["identical"]["paceline plain"]["equal"] == 3 for row in report["summary"])
+    assert "equally long" in report["skipped"]["transformers"]
+    wrong = run("bench", "--resume", str(path), "--at-once", "1")
+    assert "the report has at_once 2, not 1" in " ".join(wrong.stderr.split())
+
+
 def test_a_view_is_measured_and_marked(run: Run, tiny: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     words = ("--drafters", "ngram", "--peers", "none", "--view", "unified(speedup=1)", "--json", str(path))

@@ -241,6 +241,35 @@ def test_in_a_batch_what_counts_as_asking_is_the_choice_itself(slow: Slow, monke
     assert chooser._asking(4).seconds < 0.001
 
 
+@pytest.mark.parametrize(("costs", "most"), [({1: 1.0, 16: 1.0}, 1.0), ({1: 1.0, 8: 8.0, 16: 15.0}, 0.25)])
+def test_in_a_batch_who_copies_in_vain_is_asked_as_often_as_drafts_might_pay(
+    costs: dict[int, float], most: float, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking takes 4 per mille of a text's share of a step; where rows cost nothing, that is not worth a thought."""
+    engine = batches(slow, monkeypatch)
+    engine.model.costs = PassCosts(costs)
+    slow.seconds = 0.004 * engine.model.costs(8) / 8
+    chooser = Auto(copy=slow, table=None, draft=None)
+    prompts = [[first] for first in range(5, 13)]
+    found = results(engine, prompts, drafter=chooser, max_new_tokens=100, ignore_eos=True)
+    passes = sum(result.stats.forward_passes for result in found)
+    assert slow.asked == passes if most == 1 else slow.asked < most * passes
+
+
+@pytest.mark.parametrize(("heavy", "tried"), [(0.01, True), (100.0, False)])
+def test_in_a_batch_reading_a_prompt_must_be_worth_it(
+    heavy: float, tried: bool, slow: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow.seconds, slow.size_ratio = 0.03, heavy
+    engine = batches(slow, monkeypatch)
+    chooser = Auto(copy=None, table=None, draft=slow)
+    for first in (5, 6):
+        start(engine, [first], drafter=chooser, max_new_tokens=50, ignore_eos=True, temperature=1.0)
+    while engine.decoder.running or engine.decoder.waiting:
+        engine.decoder.step()
+    assert (slow.asked > 0) is tried
+
+
 def test_nobody_is_asked_beside_a_prompt_while_others_are_written(slow: Slow) -> None:
     engine = engine_of(llama(context=256), "none")
     engine.model.costs = FLAT_TO_SIX

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 
 from paceline.drafters.expense import (
+    HOPE,
     LONGEST,
+    PATIENCE,
     SHARE,
     SHORTEST,
     WARM,
+    WORTH,
     Beside,
     Luck,
     Mean,
@@ -18,6 +21,7 @@ from paceline.drafters.expense import (
     Slope,
     moved,
 )
+from paceline.drafters.worth import Form
 
 
 def test_judging_is_learnt_by_drafted_token() -> None:
@@ -62,6 +66,31 @@ def test_drafts_that_bring_nothing_take_a_hundredth_of_the_time() -> None:
     assert np.diff(asked[-20:]) == pytest.approx(1 + 0.08 / SHARE)
     rest.asked(0, 50.0, 1.0)
     assert rest.left == LONGEST
+
+
+@pytest.mark.parametrize("room", [1.0, 0.5, 0.1, 0.0])
+def test_where_drafts_can_bring_little_little_is_spent_on_asking(room: float) -> None:
+    rest, asked = Rest(), []
+    for step in range(2000):
+        if not rest.begins(8, room):
+            asked.append(step)
+            rest.asked(0, 0.04, 1.0)
+    given = next(i for i, step in enumerate(asked) if step != i)
+    assert given <= max(1, PATIENCE * room * HOPE / (WORTH * 0.04))
+    assert np.diff(asked[-20:]) == pytest.approx(1 + min(LONGEST, 0.04 / SHARE / max(room, 1e-9)))
+
+
+def test_drafts_that_hold_are_asked_for_however_little_they_can_bring() -> None:
+    rest = Rest()
+    assert not any(rest.begins(8, 0.1) or rest.asked(0.2, 0.04, 1.0) for _ in range(100))
+
+
+def test_what_others_taught_is_hoped_for_no_more_than_there_is_room() -> None:
+    rest = Rest(Form(PATIENCE, 2 * PATIENCE))
+    rest.begins(1)
+    assert rest.brought.tokens == 2 * PATIENCE
+    rest.begins(8, 0.1)
+    assert rest.brought.tokens == pytest.approx(0.1 * HOPE * PATIENCE)
 
 
 def test_a_draft_that_holds_ends_the_rest() -> None:

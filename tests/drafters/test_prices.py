@@ -102,3 +102,22 @@ def test_a_token_is_worth_its_row_from_some_chance_on() -> None:
     chooser = Prices(FLAT_TO_SIX)
     assert chooser.worth(1) == 0
     assert chooser.worth(8) == pytest.approx(prices.SLACK * 0.1 * 8 / 1.2)
+
+
+def test_room_is_what_drafts_that_all_hold_would_bring() -> None:
+    """Twice the tokens take 1.2 times as long for four texts, 1.6 times for six."""
+    chooser = Prices(FLAT_TO_SIX)
+    assert [chooser.room(texts) for texts in (1, 4, 6)] == [1.0, pytest.approx(2 / 1.2 - 1), pytest.approx(2 / 1.6 - 1)]
+    steep = Prices(PassCosts({1: 1.0, 2: 2.0, 32: 40.0}))
+    assert steep.room(8) == 0.0
+
+
+def test_room_shrinks_where_rows_turn_out_dearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, chooser = [0.0], Prices(FLAT_TO_SIX)
+    monkeypatch.setattr(prices, "clock", lambda: now[0])
+    before = chooser.room(6)
+    for widths in ([1] * 6, [2] * 6) * 4:
+        chooser.begin(widths)
+        now[0] += FLAT_TO_SIX(6) + 1.5 * (FLAT_TO_SIX(sum(widths)) - FLAT_TO_SIX(6))
+        chooser.end()
+    assert chooser.room(6) < 0.5 * before

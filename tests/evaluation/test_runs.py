@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -261,6 +262,25 @@ def test_batches_run_together(folder: Path, engine: Engine) -> None:
     assert ours.tokens == theirs.tokens
     assert ours.decoded <= 14
     assert theirs.decoded == 14
+
+
+@pytest.mark.parametrize("count", [1, 3, 16, 100])
+def test_lengths_of_a_batch_are_spread_evenly(count: int) -> None:
+    lengths = Job(160, shortest=24).lengths(count)
+    assert lengths[0] == 24
+    assert max(lengths) <= 160
+    gaps = np.diff([*sorted(lengths), 160])
+    assert gaps.max() <= max(136 / count * 2, 1)
+    assert Job(160).lengths(count) == [160] * count
+
+
+def test_texts_of_a_batch_end_at_their_lengths(engine: Engine) -> None:
+    """Two at a time, so that the third begins where the first ended."""
+    job = Job(20, shortest=4)
+    run = own.Method(engine, "ngram").run([PROMPT, PROMPT[1:], PROMPT[2:]], job)
+    assert [len(tokens) for tokens in run.tokens] == job.lengths(3)
+    alone = own.Method(engine, "none").run([PROMPT[2:]], Job(job.lengths(3)[2]))
+    assert run.tokens[2] == alone.tokens[0]
 
 
 def test_a_fresh_drafter_has_learned_nothing(engine: Engine) -> None:
