@@ -3,8 +3,9 @@
 `PassCosts` are measured on one text in a few passes, so what a drafted row takes in a batch may be a third more or
 less, and a step does more than its pass. A step of `n` texts and `r` rows is taken for `P(n) + c n + b (P(r) - P(n))`
 seconds, where `P` is what was measured; `c`, a text's share of all else, and `b`, by how much drafted rows are dearer,
-are fitted to the last steps by least squares. `b` returns to 1 while nothing is drafted: else one step that something
-held up would end drafting for good. Steps that all had as many rows tell nothing of either, and then one goes without.
+are fitted to the last steps by least squares. `b` returns to `DEARER` while nothing is drafted: else one step that
+something held up would end drafting for good. Steps that all had as many rows tell nothing of either, and then one goes
+without.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import numpy as np
 from paceline.drafters.expense import NEWS
 from paceline.models.costs import PassCosts
 
+#: `b` as long as nothing is known: rows of a batch are judged and attend too.
+DEARER = 1.2
 #: Weight of what was measured beforehand: of so many plain passes.
 BELIEF = 0.01
 #: How much rows must have differed to tell what they take, in steps with drafts beside many without, or the other way.
@@ -34,7 +37,7 @@ class BatchCosts:
     """
 
     def __init__(self, passes: PassCosts) -> None:
-        self._passes, self.text, self.dearer = passes, 0.0, 1.0
+        self._passes, self.text, self.dearer = passes, 0.0, DEARER
         self._sums = np.zeros(6)
 
     def plain(self, texts: int) -> float:
@@ -67,6 +70,6 @@ class BatchCosts:
         seen = 1.0, share * share, share * more, more * more, share * beyond, more * beyond
         self._sums = (1 - NEWS / 2) * self._sums + seen
         _, xx, xd, dd, xy, dy = self._sums.tolist()
-        xx, dd, dy = xx + BELIEF * share * share, dd + BELIEF, dy + BELIEF
+        xx, dd, dy = xx + BELIEF * share * share, dd + BELIEF, dy + BELIEF * DEARER
         determinant = xx * dd - xd * xd
         self.text, self.dearer = (xy * dd - dy * xd) / determinant, max(0.0, (dy * xx - xy * xd) / determinant)

@@ -5,11 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from paceline.drafters import batch_costs
 from paceline.drafters.batch_costs import LEAST, BatchCosts
 from paceline.models.costs import PassCosts
 
 #: A pass over a row takes 1, each further row 0.1; of four texts 1.3.
 PASSES = PassCosts({1: 1.0, 2: 1.1, 32: 4.1})
+
+
+@pytest.fixture(autouse=True)
+def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a batch are taken for what passes say, so that figures are easily followed."""
+    monkeypatch.setattr(batch_costs, "DEARER", 1.0)
 
 
 def test_nothing_but_passes_until_a_step_was_seen() -> None:
@@ -69,3 +76,15 @@ def test_a_machine_that_became_faster_is_believed() -> None:
     for _ in range(200):
         costs.add(4, 4, 1e-6)
     assert costs.plain(4) == pytest.approx(LEAST * 1.3)
+
+
+def test_a_drafted_row_is_taken_for_dearer_until_it_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_costs, "DEARER", 1.2)
+    costs = BatchCosts(PassCosts({1: 1.0, 8: 1.0, 16: 2.0}))
+    assert costs.drafted(8, 16) == pytest.approx(1.2)
+    for rows in (8, 16) * 20:
+        costs.add(8, rows, 1.0 if rows == 8 else 2.0)
+    assert costs.drafted(8, 16) == pytest.approx(1.0, abs=0.01)
+    for _ in range(400):
+        costs.add(8, 8, 1.0)
+    assert costs.drafted(8, 16) == pytest.approx(1.2, abs=0.01)

@@ -5,13 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paceline.drafters import prices
+from paceline.drafters import batch_costs, prices
 from paceline.drafters.prices import Prices
 from paceline.drafters.worth import Offer
 from paceline.models.costs import PassCosts
 from paceline.tree import TokenTree
 
 FLAT_TO_SIX = PassCosts({1: 1.0, 6: 1.0, 12: 1.6, 24: 2.8})
+
+
+@pytest.fixture(autouse=True)
+def as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of a batch are taken for what passes say, so that figures are easily followed."""
+    monkeypatch.setattr(batch_costs, "DEARER", 1.0)
 
 
 def test_what_a_batch_takes_beyond_its_pass_makes_drafts_longer(monkeypatch: pytest.MonkeyPatch) -> None:
