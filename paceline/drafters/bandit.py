@@ -3,8 +3,8 @@
 The index of an arm is its mean rate so far, in tokens a second, and how far above it the rate may lie, which falls
 with `explore sqrt(log t / n)` after `n` of `t` steps: UCB1 on discounted means, so that a useless arm is tried O(log
 t) times. It is asked where its index beats the best draft that is there. In a batch its last drafts, at what rows
-cost now, must save more than it takes to ask. An arm that nobody tried yet is judged by how sure the target is of its
-own next token.
+cost now, must save `WORTH` times what it takes to ask and, where a text is new to it, to read that. An arm that nobody
+tried yet is judged by how sure the target is of its own next token.
 
 Paper: Auer, Cesa-Bianchi, Fischer, "Finite-time Analysis of the Multiarmed Bandit Problem", 2002.
 """
@@ -104,9 +104,9 @@ class Bandit:
         return rate > self._prices.rate(offer)
 
     def _promising(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
-        """Whether drafts of a member for all texts of a batch may save more time than it takes to ask for them.
+        """Whether drafts of a member for all texts of a batch may save as much more time than asking takes.
 
-        A text that the member has yet to read must be worth that in what is left to write.
+        Texts that the member has yet to read must be worth that in what is left to write.
         """
         pace, notes = self.paces[member], sequence.drafts
         own, past = notes.records[member].offers, notes.past.records[member].offers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.draft import DraftModel
 from paceline.drafters.expense import GLANCE
 from paceline.drafters.prices import Prices
-from paceline.drafters.worth import Seen, Trust
+from paceline.drafters.worth import Offer, Seen, Trust
 from paceline.errors import BadRequest
 from paceline.models.costs import PassCosts
 from paceline.policies.base import Pipeline
@@ -268,6 +269,25 @@ def test_in_a_batch_reading_a_prompt_must_be_worth_it(
     while engine.decoder.running or engine.decoder.waiting:
         engine.decoder.step()
     assert (slow.asked > 0) is tried
+
+
+@pytest.mark.parametrize(
+    ("seconds", "heavy", "hopeful"), [(0.21, 0.0, True), (0.23, 0.0, False), (0.1, 1.0, True), (0.1, 2.0, False)]
+)
+def test_in_a_batch_drafts_must_save_twice_what_asking_and_reading_take(
+    seconds: float, heavy: float, hopeful: bool
+) -> None:
+    """Drafts save 0.5 / 1.15 of a step; to read a text takes `heavy` seconds; each of four has 50 tokens left."""
+    chooser = Bandit(Prices(PassCosts({1: 1.0, 32: 1.0})), [heavy], explore=0.0)
+    text, past = notes.Notes([None], [None]), notes.Past(1)
+    text.start(past, greedy=True)
+    for _ in range(4):
+        past.records[0].offers.add(Offer.of(TokenTree.chain(0, [1]), np.array([1.0, 0.5])))
+        chooser.paces[0].add(seconds, 4, 1)
+    sequence = SimpleNamespace(drafts=text, tokens=[1], remaining=50)
+    assert chooser.hopeful(0, sequence, Offer.none(1), 4) is hopeful  # type: ignore[arg-type]
+    text.records[0].offers.add(Offer.of(TokenTree.chain(0, [1]), np.array([1.0, 0.5])))
+    assert chooser.hopeful(0, sequence, Offer.none(1), 4) is (seconds < 0.22)  # type: ignore[arg-type]
 
 
 def test_nobody_is_asked_beside_a_prompt_while_others_are_written(slow: Slow) -> None:
