@@ -44,6 +44,8 @@ from paceline.tree import TokenTree
 TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: How many times as much as a free drafter may take a dear one takes.
 DEAR = 5
+#: By how much drafts that all hold must make a batch's steps faster, so that it is worth finding out whether they do.
+CRAMPED = 0.125
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
 
@@ -123,9 +125,12 @@ class Auto(Ensemble):
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
         began, rows = clock(), len(sequences)
         beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
-        in_vain = beside and self._live > 1  # no text begins amid a rest
         room = self._prices.room(rows)
-        asked = [s for s in sequences if not s.drafts.rest.begins(rows, room, in_vain) or self._stirs(s, rows)]
+        in_vain = (beside and self._live > 1) or room < CRAMPED  # no text begins amid a rest
+        resting = [s.drafts.rest.begins(rows, room, in_vain) for s in sequences]
+        asked = [
+            s for s, now in zip(sequences, resting, strict=True) if not now or (not in_vain and self._stirs(s, rows))
+        ]
         if rows == 1:
             self._time_judging(sequences[0])
             if not asked:
@@ -147,6 +152,8 @@ class Auto(Ensemble):
             self._choosing = clock() - began - dear
         else:
             trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
+            for s in sequences:
+                s.drafts.hoped = 0.0
         for s, tree in zip(sequences, trees, strict=True):
             s.drafts.sent = tree.drafted
         self._prices.begin([len(tree) for tree in trees])
