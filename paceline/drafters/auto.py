@@ -126,10 +126,12 @@ class Auto(Ensemble):
         began, rows = clock(), len(sequences)
         beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
         room = self._prices.room(rows)
-        in_vain = (beside and self._live > 1) or room < CRAMPED  # no text begins amid a rest
-        resting = [s.drafts.rest.begins(rows, room, in_vain) for s in sequences]
+        # No text begins amid a rest.
+        in_vain = (beside and self._live > 1) or room < CRAMPED
         asked = [
-            s for s, now in zip(sequences, resting, strict=True) if not now or (not in_vain and self._stirs(s, rows))
+            s
+            for s in sequences
+            if not s.drafts.rest.begins(rows, room, in_vain) or (not in_vain and self._stirs(s, rows))
         ]
         if rows == 1:
             self._time_judging(sequences[0])
