@@ -45,7 +45,7 @@ TABLE = {"tree": "recycling", "chain": "recycling(template='0 00 000 0000')"}
 #: How many times as much as a free drafter may take a dear one takes.
 DEAR = 5
 #: By how much drafts that all hold must make a batch's steps faster, so that it is worth finding out whether they do.
-CRAMPED = 0.125
+CRAMPED = 0.15
 #: Chance from which a token is drafted beside a prompt, where to score it takes as long as to read a token.
 SURE = 0.5
 
