@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -132,7 +133,8 @@ def _conclude(
         verdict = verifier.verify(drawn, answer.view(len(tree), -1), chance, position)
     path, last = verdict.path, verdict.path[-1]
     # Nodes off the path may be dead ends; a text must not go on from one.
-    if not bool(peaks[path].isfinite().all()):
+    reached = peaks.tolist()
+    if not all(math.isfinite(reached[node]) for node in path):
         raise BadRequest("policies: they leave no token that may come next; loosen one of them")
     run = [*(int(tree.tokens[node]) for node in path[1:]), verdict.bonus]
     after = sequence.pipeline.advance(question.states[last], verdict.bonus, question.rows[last])
