@@ -22,7 +22,7 @@ Paper: Saxena, "Prompt Lookup Decoding", 2023: `ngram(pick=earliest, max_ngram=3
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 
@@ -46,47 +46,73 @@ PICKS = {"agreeing": 0.2, "earliest": 0.0, "latest": 0.0}
 LONGEST = 256
 
 
-class Index:
-    """The places of every n-gram of a growing text, for n from `low` to `high`."""
+class Grams:
+    """The places of a growing text's n-grams of one length, found when they are asked for.
 
-    def __init__(self, low: int, high: int) -> None:
+    An n-gram's place is the position behind it. The one that ends the text has none yet.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._n, self._end = n, 0
+        self._latest: dict[tuple[int, ...], int] = {}
+        self._earlier: dict[int, int] = {}
+
+    def places(self, text: list[int], most: int) -> list[int]:
+        """Up to `most` places of the n-gram that ends the text, latest first."""
+        if len(text) < self._n:
+            return []
+        for at, gram in self._unread(text):
+            if before := self._latest.get(gram):
+                self._earlier[at] = before
+            self._latest[gram] = at
+        found: list[int] = []
+        place = self._latest.get(tuple(text[-self._n :]), 0)
+        while place and len(found) < most:
+            found.append(place)
+            place = self._earlier.get(place, 0)
+        return found
+
+    def _unread(self, text: list[int]) -> Iterable[tuple[int, tuple[int, ...]]]:
+        """The n-grams behind which the text went on since it was read last, each with its place."""
+        n, first, self._end = self._n, max(self._end, self._n), len(text)
+        columns = (text[at : at + len(text) - first] for at in range(first - n, first))
+        return enumerate(zip(*columns, strict=True), first)
+
+
+class FirstGrams(Grams):
+    """The same places, earliest first."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__(n)
+        self._first: dict[tuple[int, ...], list[int]] = {}
+
+    def places(self, text: list[int], most: int) -> list[int]:
+        if len(text) < self._n:
+            return []
+        for at, gram in self._unread(text):
+            if len(places := self._first.setdefault(gram, [])) < PLACES:
+                places.append(at)
+        return self._first.get(tuple(text[-self._n :]), [])[:most]
+
+
+class Index:
+    """Where the n-grams of a growing text occur, for n from `low` to `high`; earliest places first, or latest."""
+
+    def __init__(self, low: int, high: int, earliest: bool = False) -> None:
         self.text: list[int] = []
-        self._latest: dict[int, dict[tuple[int, ...], int]] = {n: {} for n in range(high, low - 1, -1)}
-        self._earlier: dict[int, list[int]] = {n: [] for n in self._latest}
+        self._grams = [(FirstGrams if earliest else Grams)(n) for n in range(high, low - 1, -1)]
 
     def extend(self, tokens: Seq[int]) -> None:
-        """Append tokens; the n-grams that end just before each of them become known."""
-        text = self.text
-        for token in tokens:
-            at = len(text)
-            for n, latest in self._latest.items():
-                gram = tuple(text[at - n :]) if at >= n else None
-                self._earlier[n].append(latest.get(gram, 0) if gram else 0)
-                if gram:
-                    latest[gram] = at
-            text.append(token)
+        """Append tokens."""
+        self.text.extend(tokens)
 
     def places(self) -> list[int]:
-        """Where the longest known n-gram that ends the text went on before: up to `PLACES`, latest first."""
-        for n, latest in self._latest.items():
-            place = latest.get(tuple(self.text[-n:]), 0) if len(self.text) >= n else 0
-            found: list[int] = []
-            while place and len(found) < PLACES:
-                found.append(place)
-                place = self._earlier[n][place]
-            if found:
-                return found
-        return []
+        """Where the longest known n-gram that ends the text went on before: up to `PLACES`."""
+        return next((found for grams in self._grams if (found := grams.places(self.text, PLACES))), [])
 
-    def repeats(self) -> bool:
-        """Whether the longest n-gram that ends the text is known."""
-        longest, known = next(iter(self._known.items()))
-        return len(self.text) >= longest and tuple(self.text[-longest:]) in known
-
-    @property
-    def _known(self) -> Mapping[int, Container[tuple[int, ...]]]:
-        """The n-grams of each length, the longest first."""
-        return self._latest
+    def repeated(self) -> int:
+        """The first place of the longest n-gram that ends the text, if that one is known; else 0."""
+        return next(iter(self._grams[0].places(self.text, 1)), 0)
 
     def agreement(self, place: int) -> int:
         """How many tokens before `place` equal those at the end of the text, counted up to `REACH`."""
@@ -95,31 +121,6 @@ class Index:
         while same < most and text[place - 1 - same] == text[end - 1 - same]:
             same += 1
         return same
-
-
-class FirstIndex(Index):
-    """The same index, whose places are the earliest ones, earliest first."""
-
-    def __init__(self, low: int, high: int) -> None:
-        super().__init__(low, high)
-        self._first: dict[int, dict[tuple[int, ...], list[int]]] = {n: {} for n in self._latest}
-
-    def extend(self, tokens: Seq[int]) -> None:
-        text = self.text
-        for token in tokens:
-            at = len(text)
-            for n, first in self._first.items():
-                if at >= n and len(places := first.setdefault(tuple(text[at - n :]), [])) < PLACES:
-                    places.append(at)
-            text.append(token)
-
-    def places(self) -> list[int]:
-        grams = ((n, tuple(self.text[-n:])) for n in self._first if len(self.text) >= n)
-        return next((found for n, gram in grams if (found := self._first[n].get(gram))), [])
-
-    @property
-    def _known(self) -> dict[int, dict[tuple[int, ...], list[int]]]:
-        return self._first
 
 
 @dataclass
@@ -200,13 +201,13 @@ class NGram(SequenceDrafter):
         self._spare = target.spare
 
     def begin(self, sequence: Sequence) -> None:
-        index = FirstIndex if self.pick == "earliest" else Index
-        sequence.drafts = Notes(index(self.min_ngram, self.max_ngram))
-        sequence.drafts.index.extend(sequence.tokens)
+        sequence.drafts = Notes(Index(self.min_ngram, self.max_ngram, self.pick == "earliest"))
+        self._read(sequence).places()  # reads the prompt, which takes longer than what follows
 
     def glimpse(self, sequence: Sequence) -> float:
         index = self._read(sequence)
-        return sequence.drafts.odds(self.max_ngram) if index.repeats() else 0.0
+        place = index.repeated()
+        return float(sequence.drafts.odds(index.agreement(place))) if place else 0.0
 
     def draft(self, sequence: Sequence, nodes: int, depth: int) -> TokenTree:
         notes: Notes = sequence.drafts

@@ -8,6 +8,7 @@ padded to the widest tree, narrower trees cost as much, and all texts get as man
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from itertools import accumulate, pairwise
 
 import numpy as np
 
@@ -21,34 +22,39 @@ class Portions:
         offers: one a text.
         shares: for each, how much of what its draft is expected to bring counts.
         padded: whether a pass takes as many rows for every text as for the one with most nodes.
+        others: texts of the pass that have no draft.
 
     Attributes:
         gains: `[C]` expected tokens of all texts in a step, by choice.
         rows: `[C]` rows of the pass, roots and padding included.
     """
 
-    def __init__(self, offers: Seq[Offer], shares: Seq[float], padded: bool) -> None:
-        self._whole = np.array([offer.tree.drafted if offer.tree.draws is not None else 0 for offer in offers])
-        free = [
-            np.zeros(0) if whole else share * np.diff(offer.gains)
-            for offer, share, whole in zip(offers, shares, self._whole, strict=True)
-        ]
-        each, text = np.concatenate(free), np.repeat(np.arange(len(free)), [len(gains) for gains in free])
-        rank = np.concatenate([np.arange(len(gains)) for gains in free])
+    def __init__(self, offers: Seq[Offer], shares: Seq[float], padded: bool, others: int = 0) -> None:
+        self._whole = [offer.tree.drafted if offer.tree.draws is not None else 0 for offer in offers]
+        nodes, drawn = [], 0.0
+        for text, (offer, share, whole) in enumerate(zip(offers, shares, self._whole, strict=True)):
+            gains = offer.gains.tolist()
+            if whole:
+                drawn += share * (gains[-1] - 1)
+            else:
+                nodes += [(rank, text, share * (more - less)) for rank, (less, more) in enumerate(pairwise(gains))]
         # Nodes are taken one after the other, or those of a rank at once; of equals, those that come first.
-        order = np.argsort(rank if padded else -each, kind="stable")
-        self._text, each, rank = text[order], each[order], rank[order]
-        ends = np.flatnonzero(np.diff(rank, append=-1)) + 1 if padded else np.arange(1, len(order) + 1)
-        self._taken = np.concatenate([[0], ends])
-        drawn = [share * (o.gains[-1] - 1) for o, share, n in zip(offers, shares, self._whole, strict=True) if n]
-        base = len(offers) + sum(drawn)
-        self.gains = base + np.concatenate([[0.0], np.cumsum(each)])[self._taken]
+        nodes.sort(key=(lambda node: node[0]) if padded else (lambda node: -node[2]))
+        self._texts = [text for _, text, _ in nodes]
+        self._taken = [*range(len(nodes) + 1)]
         if padded:
-            self.rows = len(offers) * (1 + np.maximum(np.arange(len(self._taken)), self._whole.max()))
+            self._taken = [0, *(i for i in self._taken[1:] if i == len(nodes) or nodes[i][0] != nodes[i - 1][0])]
+        texts = len(offers) + others
+        brought = [*accumulate((gain for _, _, gain in nodes), initial=texts + drawn)]
+        self.gains = np.array([brought[taken] for taken in self._taken])
+        if padded:
+            self.rows = texts * (1 + np.maximum(np.arange(len(self._taken)), max(self._whole)))
         else:
-            self.rows = len(offers) + self._whole.sum() + self._taken
+            self.rows = texts + sum(self._whole) + np.array(self._taken)
 
     def sizes(self, choice: int) -> list[int]:
         """How many nodes of each draft a choice takes."""
-        free = np.bincount(self._text[: self._taken[choice]], minlength=len(self._whole))
-        return [int(size) for size in self._whole + free]
+        sizes = [*self._whole]
+        for text in self._texts[: self._taken[choice]]:
+            sizes[text] += 1
+        return sizes

@@ -2,12 +2,18 @@
 
 Every drafted node comes with the drafter's guess of the chance that it is accepted. `Trust` corrects such guesses by
 what became of them in the text at hand; `Offer` orders a draft's nodes by them; `Form` sums up what steps brought.
+
+Drafts have a few nodes each, and beside a small model's step every call into an array library is felt: what is done for
+each draft walks through lists.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +23,8 @@ from paceline.tree import TokenTree
 #: Steps after which an observation weighs half.
 HALF_LIFE = 24.0
 #: Upper ends of the classes of guesses, what the last class stands for, and how many observations a guess weighs.
-CLASSES = np.array([0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97])
-CENTRES = np.concatenate([(np.concatenate([[0.0], CLASSES[:-1]]) + CLASSES) / 2, [0.985]])
+CLASSES = [0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97]
+CENTRES = [*((low + high) / 2 for low, high in pairwise([0.0, *CLASSES])), 0.985]
 WEIGHT = 8.0
 
 #: Drafts that are remembered of one text and of all, and how many of their nodes.
@@ -28,33 +34,31 @@ LATELY, EVER, NODES = 8, 64, 32
 _NO_NODES, _BONUS = np.zeros(0, np.int64), np.ones(1)
 
 
-def _classes(tree: TokenTree) -> np.ndarray:
-    """`[N + 1]`, of the guess of each node."""
-    odds = tree.odds if tree.odds is not None else 0.5**tree.depth
-    above = np.maximum(odds[tree.parents], 1e-12)
-    return np.searchsorted(CLASSES, np.minimum(odds / above, 1.0))
+def _class(odds: Seq[float], parents: Seq[int], node: int) -> int:
+    """Of a node's guess: the chance that it is accepted given that its parent is."""
+    return bisect_left(CLASSES, min(odds[node] / max(odds[parents[node]], 1e-12), 1.0))
+
+
+def _odds(tree: TokenTree) -> list[float]:
+    """`[N + 1]` the drafter's guesses."""
+    odds: list[float] = (tree.odds if tree.odds is not None else 0.5**tree.depth).tolist()
+    return odds
 
 
 class Seen(NamedTuple):
-    """What became of the nodes of a draft whose parents were accepted: `[n]` classes of guesses, and which were right.
+    """What became of the nodes of a draft whose parents were accepted: `[n]` classes of guesses, which were right."""
 
-    `used`: the classes, each once.
-    """
-
-    classes: np.ndarray
-    right: np.ndarray
-    used: np.ndarray
+    classes: list[int]
+    right: list[bool]
 
     @classmethod
     def of(cls, tree: TokenTree, path: Seq[int]) -> Seen:
         """Of a tree all of whose nodes were judged `path` was accepted."""
         if tree.drafted == 0:
-            return cls(_NO_NODES, _NO_NODES, _NO_NODES)
-        on = np.zeros(len(tree), bool)
-        on[list(path)] = True
-        judged = np.flatnonzero(on[tree.parents] & (tree.parents >= 0))
-        classes = _classes(tree)[judged]
-        return cls(classes, on[judged], np.unique(classes))
+            return cls([], [])
+        odds, parents, on = _odds(tree), tree.parents.tolist(), set(path)
+        judged = [node for node in range(1, len(parents)) if parents[node] in on]
+        return cls([_class(odds, parents, node) for node in judged], [node in on for node in judged])
 
 
 class Trust:
@@ -67,31 +71,31 @@ class Trust:
     """
 
     def __init__(self, half_life: float = HALF_LIFE) -> None:
-        self.right, self.tried = WEIGHT * CENTRES, np.full(len(CENTRES), WEIGHT)
+        self.right, self.tried = [WEIGHT * centre for centre in CENTRES], [WEIGHT] * len(CENTRES)
         self._fade = 0.5 ** (1 / half_life)
 
     def hint(self) -> Trust:
         """What another text starts from: the same shares, with as little weight as a guess has."""
         other = Trust()
-        other.right = WEIGHT * self.right / self.tried
+        other.right = [WEIGHT * right / tried for right, tried in zip(self.right, self.tried, strict=True)]
         return other
 
-    def corrected(self, tree: TokenTree) -> np.ndarray:
+    def corrected(self, tree: TokenTree) -> list[float]:
         """`[N + 1]` chance that each node is accepted."""
-        odds = np.ones(len(tree))
-        given = (self.right / self.tried)[_classes(tree)]
-        for node in range(1, len(tree)):
-            odds[node] = odds[tree.parents[node]] * given[node]
-        return odds
+        odds, parents, chances = _odds(tree), tree.parents.tolist(), [1.0]
+        for node in range(1, len(parents)):
+            of = _class(odds, parents, node)
+            chances.append(chances[parents[node]] * self.right[of] / self.tried[of])
+        return chances
 
     def learn(self, seen: Seen) -> None:
         """Take in what became of a draft's nodes."""
-        if not len(seen.classes):
-            return
-        self.tried[seen.used] *= self._fade
-        self.right[seen.used] *= self._fade
-        np.add.at(self.tried, seen.classes, 1.0)
-        np.add.at(self.right, seen.classes, seen.right)
+        for of in set(seen.classes):
+            self.tried[of] *= self._fade
+            self.right[of] *= self._fade
+        for of, right in zip(seen.classes, seen.right, strict=True):
+            self.tried[of] += 1
+            self.right[of] += right
 
 
 @dataclass
@@ -135,13 +139,13 @@ class Offer:
         return cls(TokenTree.empty(root), _NO_NODES, _BONUS)
 
     @classmethod
-    def of(cls, tree: TokenTree, odds: np.ndarray) -> Offer:
+    def of(cls, tree: TokenTree, odds: Seq[float]) -> Offer:
         # A node never has better odds than its parent; among equals the stable sort keeps parents first.
-        order = 1 + np.argsort(-odds[1:], kind="stable")
-        gains = np.concatenate([[1.0], 1.0 + np.cumsum(odds[order])])
+        order = sorted(range(1, len(odds)), key=lambda node: -odds[node])
+        gains = np.array([*accumulate((odds[node] for node in order), initial=1.0)])
         if tree.draws is not None:  # drawn tokens are judged, all of them
             gains[:-1] = 0
-        return cls(tree, order, gains)
+        return cls(tree, np.array(order), gains)
 
     def surplus(self, share: float, row: float) -> float:
         """Tokens that it brings beyond its rows, as `surplus` has it."""
@@ -169,15 +173,22 @@ class Offers:
     """
 
     def __init__(self, most: int = LATELY) -> None:
-        self._gains, self._nodes, self.count = np.ones((most, NODES + 1)), np.zeros(most), 0
+        self._known, self._nodes, self.count = np.ones((most, NODES + 1)), np.zeros(most), 0
+        self._new: deque[np.ndarray] = deque(maxlen=most)  # of most drafters nobody ever wants to know
         self._valued: tuple[tuple[int, float, float], float] = (0, 0.0, 0.0), 0.0
 
     def add(self, offer: Offer) -> None:
         """Remember a draft in the place of the oldest."""
-        at, gains = self.count % len(self._gains), offer.gains[: NODES + 1]
-        self._gains[at, : len(gains)], self._gains[at, len(gains) :] = gains, gains[-1]
-        self._nodes[at] = len(gains) - 1
+        self._new.append(offer.gains[: NODES + 1])
         self.count += 1
+
+    def _gains(self) -> np.ndarray:
+        """`[n, NODES + 1]` tokens that each draft promised by how much of it is scored."""
+        while self._new:
+            at, gains = (self.count - len(self._new)) % len(self._known), self._new.popleft()
+            self._known[at, : len(gains)], self._known[at, len(gains) :] = gains, gains[-1]
+            self._nodes[at] = len(gains) - 1
+        return self._known[: self.count]
 
     def value(self, share: float, row: float) -> float:
         """Tokens that such a draft brings beyond its rows, each cut where that is most; 0 where nothing is known.
@@ -188,21 +199,22 @@ class Offers:
         """
         about = self.count, share, row
         if self._valued[0] != about:  # a batch's texts all ask for that of the same drafts
-            known = self._gains[: self.count]
-            self._valued = about, float(surplus(known, share, row).mean()) if self.count else 0.0
+            self._valued = about, float(surplus(self._gains(), share, row).mean()) if self.count else 0.0
         return self._valued[1]
 
     @property
     def longest(self) -> int:
         """Nodes of the longest one."""
+        self._gains()
         return int(self._nodes[: self.count].max(initial=0))
 
     def by_length(self) -> tuple[np.ndarray, np.ndarray]:
         """`[NODES + 1]` each: tokens that a step brought on the mean had at most n been drafted, and nodes drafted."""
         if not self.count:
             return np.ones(NODES + 1), np.zeros(NODES + 1)
+        gains = self._gains()
         nodes = np.minimum(self._nodes[: self.count, None], np.arange(NODES + 1))
-        return self._gains[: self.count].mean(0), nodes.mean(0)
+        return gains.mean(0), nodes.mean(0)
 
 
 def surplus(gains: np.ndarray, share: float, row: float) -> np.ndarray:

@@ -58,3 +58,15 @@ def test_what_was_drawn_stays_whole(padded: bool, rows: list[int]) -> None:
 def test_nothing_to_draft_leaves_one_choice(padded: bool) -> None:
     portions = Portions([Offer.none(1), Offer.none(2)], [1.0, 1.0], padded)
     assert (portions.gains.tolist(), portions.rows.tolist(), portions.sizes(0)) == ([2.0], [2], [0, 0])
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_texts_without_a_draft_count_as_those_whose_draft_is_empty(padded: bool) -> None:
+    (offer, *_) = (offer for offer in drafts(3) if offer.tree.drafted)
+    listed = Portions([offer, Offer.none(1), Offer.none(2)], [0.9, 1.0, 1.0], padded)
+    counted = Portions([offer], [0.9], padded, others=2)
+    assert counted.gains == pytest.approx(listed.gains)
+    assert counted.rows.tolist() == listed.rows.tolist()
+    assert [counted.sizes(i) for i in range(len(counted.rows))] == [
+        listed.sizes(i)[:1] for i in range(len(listed.rows))
+    ]
