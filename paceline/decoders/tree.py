@@ -164,8 +164,9 @@ class TreeDecoder:
         self._retire(self.running)
         trees: dict[Sequence, TokenTree] = {}
         nodes = self.controller.nodes(self.running, self.nodes)
+        joining = self._joining()
         for drafter, group in _by_drafter(sequences, lambda s: s):
-            budget = [self._budget(s, nodes) for s in group]
+            budget, drafter.joining = [self._budget(s, nodes) for s in group], joining
             try:
                 for s, tree, (nodes, depth) in zip(group, drafter.propose(group, budget), budget, strict=True):
                     trees[s] = self._checked(s, tree.limit(nodes, depth))
@@ -173,6 +174,11 @@ class TreeDecoder:
                 for s in group:
                     self._fail(s, error)
         return trees
+
+    def _joining(self) -> int:
+        """Waiting texts that are about to begin, as things stand."""
+        most = min(len(self.waiting), self.max_rows - len(self.running))
+        return most if most > 0 and self.controller.admits(self.running, self.waiting[0]) else 0
 
     def _checked(self, sequence: Sequence, tree: TokenTree) -> TokenTree:
         """A wrong root would change the text without a word; an unknown token can take a GPU's whole process down."""

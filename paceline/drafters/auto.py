@@ -30,9 +30,10 @@ from paceline.budgets import check_budgets
 from paceline.drafters.bandit import Bandit
 from paceline.drafters.base import Drafter, Outcome
 from paceline.drafters.ensemble import Budget, Ensemble, built
-from paceline.drafters.expense import Mean
+from paceline.drafters.expense import WORTH, Mean
 from paceline.drafters.notes import Notes, Past
 from paceline.drafters.prices import Prices, clock
+from paceline.drafters.purse import Purse, copied
 from paceline.drafters.worth import Offer, Seen
 from paceline.errors import BadRequest, PacelineError
 from paceline.models.causal import CausalModel
@@ -81,8 +82,9 @@ class Auto(Ensemble):
     shape: str = "tree"
 
     def __post_init__(self) -> None:
-        self._alone, self._together, self._choosing, self._live = Mean(), Mean(), 0.0, 0
+        self._alone, self._choosing, self._live, self._texts = Mean(), 0.0, 0, 0
         self._past: dict[float, Past] = {}
+        self._purse = Purse()
         if self.most < 1:
             raise BadRequest(f"auto(most={self.most}): an integer of at least 1 is needed")
         if not self.explore >= 0:
@@ -106,7 +108,7 @@ class Auto(Ensemble):
             table.attach(target)
             self.members += (table,)
         self._prices, self._spare = Prices(target.costs, not target.ragged), target.spare
-        self._bandit = Bandit(self._prices, [member.size_ratio for member in self.members], self.explore)
+        self._bandit = Bandit(self._prices, [member.size_ratio for member in self.members], self.explore, self._purse)
 
     def shared(self) -> Notes:
         count = len(self.members)
@@ -123,55 +125,84 @@ class Auto(Ensemble):
         super().end(sequence)
 
     def propose(self, sequences: Seq[Sequence], budget: Seq[Budget]) -> list[TokenTree]:
-        began, rows = clock(), len(sequences)
+        began, self._texts = clock(), len(sequences)
+        rows = self._texts
         beside = rows == 1 and sequences[0].uncached > 1 + self._spare  # more of a prompt than rides along
-        room = self._prices.room(rows)
-        # No text begins amid a rest.
-        in_vain = (beside and self._live > 1) or room < CRAMPED
-        asked = [
-            s
-            for s in sequences
-            if not s.drafts.rest.begins(rows, room, in_vain) or (not in_vain and self._stirs(s, rows))
-        ]
+        asked = self._willing(sequences[0], beside) if rows == 1 else self._willing_of(sequences)
         if rows == 1:
             self._time_judging(sequences[0])
-            if not asked:
-                return [TokenTree.empty(sequences[0].tokens[-1])]
-        if asked:
-            limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
-            best = {s: Offer.none(s.tokens[-1]) for s in sequences}
-            for s in asked:
-                s.drafts.paid = 0.0
-            dear = self._ask_all(asked, limits, best, rows)
-            offers = [best[s] for s in sequences]
-            shares = [s.drafts.past.luck.share for s in sequences]
-            # In a batch, where a token brings less, nothing is drafted beside a prompt.
-            sizes = [offers[0].sure(SURE)] if beside else self._prices.sizes(offers, shares)
-            trees = [offer.cut(size) for offer, size in zip(offers, sizes, strict=True)]
-            for s, tree in zip(sequences, trees, strict=True):
-                s.drafts.hoped = float(best[s].gains[tree.drafted]) - 1
-                s.drafts.cut = tree.drafted < best[s].tree.drafted
-            self._choosing = clock() - began - dear
-        else:
-            trees = [TokenTree.empty(s.tokens[-1]) for s in sequences]
+        if not asked:
+            if rows > 1 and not self._purse.paused:
+                self._prices.begin([1] * rows)
+            return [TokenTree.empty(s.tokens[-1]) for s in sequences]
+        limits = {s: (min(nodes, self.most), depth) for s, (nodes, depth) in zip(sequences, budget, strict=True)}
+        for s in asked:
+            s.drafts.paid = 0.0
+        best = {s: Offer.none(s.tokens[-1]) for s in asked}
+        dear = self._ask_all(asked, limits, best, rows)
+        offers, shares = [best[s] for s in asked], [s.drafts.past.luck.share for s in asked]
+        # In a batch, where a token brings less, nothing is drafted beside a prompt.
+        sizes = [offers[0].sure(SURE)] if beside else self._prices.sizes(offers, shares, rows - len(asked))
+        trees = {s: self._cut(s, offer, size) for s, offer, size in zip(asked, offers, sizes, strict=True)}
+        proposed = [trees.get(s) or TokenTree.empty(s.tokens[-1]) for s in sequences]
+        self._choosing = clock() - began - dear
+        self._prices.begin([len(tree) for tree in proposed])
+        return proposed
+
+    def _cut(self, sequence: Sequence, offer: Offer, size: int) -> TokenTree:
+        """What is scored of a text's best draft."""
+        notes, tree = sequence.drafts, offer.cut(size)
+        notes.sent, notes.hoped = tree.drafted, float(offer.gains[tree.drafted]) - 1
+        notes.cut = tree.drafted < offer.tree.drafted
+        return tree
+
+    @property
+    def _crowd(self) -> int:
+        """Texts that share the next step, or soon will."""
+        return self._live + self.joining
+
+    def _willing(self, sequence: Sequence, beside: bool) -> list[Sequence]:
+        """A text alone, if members are asked for it in this step."""
+        rest, in_vain = sequence.drafts.rest, beside and self._crowd > 1
+        # No text begins amid a rest.
+        if rest.begins(in_vain=in_vain) and not in_vain and rest.glances:
+            rest.stirs(self.glimpse(sequence), self._alone.seconds, self._prices.plain(1))
+        return [] if rest.now else [sequence]
+
+    def _willing_of(self, sequences: Seq[Sequence]) -> list[Sequence]:
+        """The texts of a batch for which members are asked in this step: those that are due, if it pays for all."""
+        rows, purse = len(sequences), self._purse
+        cramped = not purse.pauses() and self._prices.room(rows) < CRAMPED
+        if cramped:
+            purse.pause()
+        if cramped or purse.paused:
             for s in sequences:
-                s.drafts.hoped = 0.0
-        for s, tree in zip(sequences, trees, strict=True):
-            s.drafts.sent = tree.drafted
-        self._prices.begin([len(tree) for tree in trees])
-        return trees
+                s.drafts.rest.begins(in_vain=True)
+            return []
+        room = self._prices.room(rows)
+        hopes = {s: s.drafts.rest.hope for s in sequences if not s.drafts.rest.begins(rows, room)}
+        hopes |= self._promised([s for s in sequences if s.drafts.rest.glances], rows)
+        if hopes and not self._opens(hopes, rows):
+            hopes |= {s: max(saved, hopes.get(s, 0.0)) for s, saved in self._promised(sequences, rows).items()}
+            if not self._opens(hopes, rows):
+                purse.pause()
+                hopes = {}
+        for s in sequences:
+            s.drafts.rest.now = True
+        for s in hopes:
+            s.drafts.rest.wakes()
+        return [s for s in sequences if s in hopes]
 
-    def _asking(self, texts: int) -> Mean:
-        """What asking for a text's drafts takes in a step of so many texts, beside drafters that are paid for."""
-        return self._alone if texts == 1 else self._together
+    def _opens(self, hopes: dict[Sequence, float], rows: int) -> bool:
+        """Whether to ask for texts whose drafts are expected to save so many tokens."""
+        plain = self._prices.plain(rows)
+        return self._purse.opens(sum(hopes.values()) * plain / rows, len(hopes), rows, plain)
 
-    def _stirs(self, sequence: Sequence, rows: int) -> bool:
-        """Whether a resting text has come to where a draft would hold, as far as members see at a glance."""
-        rest = sequence.drafts.rest
-        if not rest.glances:
-            return False
-        chance = self.glimpse(sequence) - (self._prices.row(rows) if rows > 1 else 0.0)
-        return bool(rest.stirs(chance, self._asking(rows).seconds, self._prices.plain(rows) / rows))
+    def _promised(self, sequences: Seq[Sequence], rows: int) -> dict[Sequence, float]:
+        """Tokens that drafts would save by what members see at a glance, where that is worth asking for them."""
+        row, least = self._prices.row(rows), WORTH * self._purse.seconds * rows / self._prices.plain(rows)
+        found = {s: copied(self.glimpse(s), row, self.most) for s in sequences}
+        return {s: saved for s, saved in found.items() if saved > least}
 
     def _ask_all(
         self, sequences: list[Sequence], limits: dict[Sequence, Budget], best: dict[Sequence, Offer], rows: int
@@ -187,7 +218,7 @@ class Auto(Ensemble):
                 self._offers(member, sequences, limits, best, rows)
         for member in paid:
             began = clock()
-            hopeful = [s for s in sequences if self._bandit.hopeful(member, s, best[s], max(rows, self._live))]
+            hopeful = [s for s in sequences if self._bandit.hopeful(member, s, best[s], max(rows, self._crowd))]
             # What nobody knows yet, one text finds out for all.
             unknown = [s for s in hopeful if not self._bandit.knows(member, s, rows)]
             if hopeful := [s for s in hopeful if s not in unknown[1:]]:
@@ -207,11 +238,15 @@ class Auto(Ensemble):
             return None
         began = clock()
         seen = super().peek(sequence, tree, logits, scores)
-        if notes.curious:
+        if self._wonders(notes):
             sure = scores[:1].softmax(-1).amax(-1).double()
             seen = sure if seen is None else torch.cat([seen, sure])
         self._choosing += clock() - began
         return seen
+
+    def _wonders(self, notes: Notes) -> bool:
+        """Whether to learn how sure the target is: in a batch that says less than it takes."""
+        return notes.curious and self._texts == 1
 
     def observe(self, outcomes: Seq[Outcome]) -> None:
         began, told = clock(), []
@@ -219,7 +254,7 @@ class Auto(Ensemble):
             notes: Notes = outcome.sequence.drafts
             if notes.rest.now:
                 continue
-            if notes.curious:
+            if self._wonders(notes):
                 notes.wonder(float(outcome.peeked[-1]))
                 outcome = replace(outcome, peeked=outcome.peeked[:-1])
             told.append(outcome)
@@ -228,40 +263,56 @@ class Auto(Ensemble):
             self._choosing += clock() - began
 
     def commit(self, outcomes: Seq[Outcome]) -> None:
-        if len(outcomes) == 1 and outcomes[0].sequence.drafts.rest.now:
-            outcomes[0].sequence.drafts.steps += 1
-            super().commit(outcomes)
-            return
-        began, asked = clock(), sum(not outcome.sequence.drafts.rest.now for outcome in outcomes)
-        asking = self._asking(len(outcomes))
-        if self._prices.end():
-            for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
-                like = [o for o in outcomes if o.sequence.drafts.past is past]
-                past.luck.add(sum(o.sequence.drafts.hoped for o in like), sum(len(o.path) - 1 for o in like))
+        texts, asked = len(outcomes), [o for o in outcomes if not o.sequence.drafts.rest.now]
         for outcome in outcomes:
-            notes: Notes = outcome.sequence.drafts
-            notes.steps += 1
-            if notes.rest.now:
-                continue
-            for i, tree in enumerate(notes.trees):
-                if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
-                    own = self.seen(outcome, i)
-                    seen = Seen.of(own.tree, own.path)
-                    for record in (notes.records[i], notes.past.records[i]):
-                        record.trust.learn(seen)
-                        if len(outcomes) == 1:
-                            record.form.add(len(outcome.tokens), outcome.tree.drafted)
-            accepted = len(outcome.path) - 1
-            if asking.known:
-                plain = self._prices.plain(len(outcomes)) / len(outcomes)
-                saved = accepted - outcome.tree.drafted * self._prices.node / plain
-                notes.rest.asked(saved, asking.seconds, plain, notes.paid)
-                notes.past.brought.add(saved - notes.paid / plain, 0)
-            held = accepted == outcome.tree.drafted
-            notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
+            outcome.sequence.drafts.steps += 1
+        began, measured = clock(), (texts > 1 or bool(asked)) and self._prices.end()
+        if not asked:
+            super().commit(outcomes)
+            if texts > 1:
+                self._purse.add(0.0)
+            return
+        if measured:
+            for past in {id(o.sequence.drafts.past): o.sequence.drafts.past for o in outcomes}.values():
+                like = [o for o in asked if o.sequence.drafts.past is past]
+                past.luck.add(sum(o.sequence.drafts.hoped for o in like), sum(len(o.path) - 1 for o in like))
+        for outcome in asked:
+            self._learn(outcome, texts)
         super().commit(outcomes)
-        if asked:
-            asking.add((self._choosing + clock() - began) / asked)
+        spent = self._choosing + clock() - began
+        if texts == 1:
+            self._alone.add(spent)
+        else:
+            self._purse.asked(len(asked), spent)
+        if texts > 1:
+            self._purse.add(self._saved(outcomes, spent))
+
+    def _learn(self, outcome: Outcome, texts: int) -> None:
+        """Take in what became of the drafts for a text that was asked for."""
+        notes: Notes = outcome.sequence.drafts
+        for i, tree in enumerate(notes.trees):
+            if tree is not None:  # it was asked, so its time was spent, whether or not its draft was taken
+                own = self.seen(outcome, i)
+                seen = Seen.of(own.tree, own.path)
+                for record in (notes.records[i], notes.past.records[i]):
+                    record.trust.learn(seen)
+                    if texts == 1:
+                        record.form.add(len(outcome.tokens), outcome.tree.drafted)
+        accepted, asking = len(outcome.path) - 1, self._alone if texts == 1 else self._purse
+        if asking.known:
+            plain = self._prices.plain(texts) / texts
+            saved = accepted - outcome.tree.drafted * self._prices.node / plain
+            notes.rest.asked(saved, asking.seconds, plain, notes.paid)
+            notes.past.brought.add(saved - notes.paid / plain, 0)
+        held = accepted == outcome.tree.drafted
+        notes.reach = min(self.most, notes.reach + 2) if held else max(self._spare, notes.reach - 1)
+
+    def _saved(self, outcomes: Seq[Outcome], asking: float) -> float:
+        """Plain steps that a batch's step saved, less seconds of asking and what rows took."""
+        tokens = sum(len(outcome.path) - 1 for outcome in outcomes)
+        rows = self._prices.node * sum(outcome.tree.drafted for outcome in outcomes)
+        paid = sum(o.sequence.drafts.paid for o in outcomes if not o.sequence.drafts.rest.now)
+        return tokens / len(outcomes) - (rows + asking + paid) / self._prices.plain(len(outcomes))
 
     def _time_judging(self, sequence: Sequence) -> None:
         """Learn what the last step of a single text took beside its pass."""
@@ -269,10 +320,11 @@ class Auto(Ensemble):
         if notes.rest.now:
             notes.sent, notes.spent = 0, None
             return
-        spent = sequence.stats.judge + sequence.stats.keep
-        if notes.spent is not None and notes.steps > 1:  # the first one is the prompt's
-            self._prices.beside.add(notes.sent, spent - notes.spent)
-        notes.spent = spent
+        spent, before = sequence.stats.judge + sequence.stats.keep, notes.spent
+        # The first step is the prompt's, and others may have shared those since the last one.
+        if before is not None and before[0] == notes.steps - 1 > 0:
+            self._prices.beside.add(notes.sent, spent - before[1])
+        notes.spent = notes.steps, spent
 
     def _offers(
         self,

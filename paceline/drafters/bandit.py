@@ -17,6 +17,7 @@ from collections.abc import Sequence as Seq
 from paceline.drafters.expense import WARM, WORTH, Pace
 from paceline.drafters.notes import Notes
 from paceline.drafters.prices import MARGIN, Prices
+from paceline.drafters.purse import Purse
 from paceline.drafters.worth import Offer
 from paceline.sequence import Sequence
 
@@ -35,13 +36,14 @@ class Bandit:
         prices: of the target's steps.
         size_ratios: of each drafter (`Drafter.size_ratio`).
         explore: how far an arm's index lies above its mean.
+        purse: what a batch's drafts may lose.
 
     Attributes:
         paces: what asking each takes.
     """
 
-    def __init__(self, prices: Prices, size_ratios: Seq[float], explore: float) -> None:
-        self._prices, self._size_ratios, self._explore = prices, size_ratios, explore
+    def __init__(self, prices: Prices, size_ratios: Seq[float], explore: float, purse: Purse) -> None:
+        self._prices, self._size_ratios, self._explore, self._purse = prices, size_ratios, explore, purse
         self.paces = [Pace() for _ in size_ratios]
 
     def free(self, member: int, times: float = 1) -> bool:
@@ -106,14 +108,15 @@ class Bandit:
     def _promising(self, member: int, sequence: Sequence, offer: Offer, rows: int) -> bool:
         """Whether drafts of a member for all texts of a batch may save as much more time than asking takes.
 
-        Texts that the member has yet to read must be worth that in what is left to write.
+        Texts that the member has yet to read must be worth that in what is left to write; as long as nobody knows what
+        it promises, no more is read than may be lost.
         """
         pace, notes = self.paces[member], sequence.drafts
         own, past = notes.records[member].offers, notes.past.records[member].offers
         plain, room = self._prices.plain(rows), self._prices.room(rows)
         reading = 0.0 if own.count else self._size_ratios[member] * self._prices.passes(len(sequence.tokens))
         if not pace.known or not past.count:
-            return reading <= TRIAL * room * sequence.remaining * plain
+            return reading <= min(TRIAL * room * sequence.remaining, max(self._purse.left, 0.0)) * plain
         share, row = notes.past.luck.share / MARGIN, self._prices.row(rows)
         seen = own.count + notes.weight
         brings = (own.count * own.value(share, row) + notes.weight * past.value(share, row)) / seen

@@ -73,6 +73,9 @@ class Drafter(ABC):
     #: A hint of whoever asks: chance of being accepted below which a drafted token will not be scored.
     worth: float = 0.0
 
+    #: A hint of whoever asks: texts that wait and will share the next step with those at hand.
+    joining: int = 0
+
     #: A weak reference to the target that it was attached to last; kept by the engine.
     attached: Any = None
 

@@ -38,7 +38,7 @@ class BatchCosts:
 
     def __init__(self, passes: PassCosts) -> None:
         self._passes, self.text, self.dearer = passes, 0.0, DEARER
-        self._sums = np.zeros(6)
+        self._sums: tuple[float, ...] = (0.0,) * 6
 
     def plain(self, texts: int) -> float:
         """Of a step without drafts."""
@@ -56,20 +56,20 @@ class BatchCosts:
     @property
     def puzzling(self) -> bool:
         """Whether the last steps had too much the same drafts to tell what plain ones take."""
-        steps, xx, xd, dd, _, _ = self._sums.tolist()
+        steps, xx, xd, dd, _, _ = self._sums
         return bool(dd > 0 and dd - xd * xd / xx < TELLING * dd / steps)
 
     def add(self, texts: int, rows: int, seconds: float) -> None:
         """A step of so many texts and rows took so long."""
         alone = self._passes(texts)
         expected = self.plain(texts) + self.drafted(texts, rows)
-        if self._sums.any():
+        if any(self._sums):
             seconds = min(seconds, HELD_UP * expected)
         share, more = texts / alone, (self._passes(rows) - alone) / alone
         beyond = seconds / alone - 1
         seen = 1.0, share * share, share * more, more * more, share * beyond, more * beyond
-        self._sums = (1 - NEWS / 2) * self._sums + seen
-        _, xx, xd, dd, xy, dy = self._sums.tolist()
+        self._sums = tuple((1 - NEWS / 2) * old + new for old, new in zip(self._sums, seen, strict=True))
+        _, xx, xd, dd, xy, dy = self._sums
         xx, dd, dy = xx + BELIEF * share * share, dd + BELIEF, dy + BELIEF * DEARER
         determinant = xx * dd - xd * xd
         self.text, self.dearer = (xy * dd - dy * xd) / determinant, max(0.0, (dy * xx - xy * xd) / determinant)

@@ -213,11 +213,20 @@ class Rest:
         """Whether this is a step of a rest in which to see whether a draft would be accepted."""
         return self.left > 0 and self.left % GLANCE == 0
 
-    def stirs(self, chance: float, asking: float, plain: float) -> bool:
-        """Whether to ask all the same, where a draft's first token would be accepted with such a chance."""
-        if chance * plain >= WORTH * asking:
-            self.now, self.left = False, 0
+    @property
+    def hope(self) -> float:
+        """Plain steps that a draft is expected to save."""
+        return self.brought.tokens / self.brought.steps
+
+    def stirs(self, saved: float, asking: float, plain: float) -> bool:
+        """Whether to ask all the same, where a draft is likely to save so many plain steps."""
+        if saved * plain >= WORTH * asking:
+            self.wakes()
         return not self.now
+
+    def wakes(self) -> None:
+        """Ask in this step all the same."""
+        self.now, self.left = False, 0
 
     def asked(self, saved: float, asking: float, plain: float, paid: float = 0.0) -> None:
         """A step in which was asked.
@@ -230,7 +239,7 @@ class Rest:
         """
         saved -= paid / plain
         self.brought.add(saved, 0)
-        if self.brought.tokens / self.brought.steps * plain >= WORTH * asking:
+        if self.hope * plain >= WORTH * asking:
             self.left, self.most = 0, SHORTEST
         elif saved > 0.5:
             self.left = 0

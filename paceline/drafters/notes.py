@@ -48,7 +48,7 @@ class Notes(Shared):
         sent, hoped: drafted tokens of the last step, and how many were expected to be accepted.
         paid: seconds that drafters took in it that are chosen because they are expected to save more, in a batch.
         cut: whether more than that was drafted.
-        spent: seconds of judging and keeping until before it; None: nobody was asked in it.
+        spent: of how many steps judging and keeping took how many seconds before it; None: nobody was asked in it.
     """
 
     past: Past = field(default_factory=Past)
@@ -64,7 +64,7 @@ class Notes(Shared):
     cut: bool = False
     hoped: float = 0.0
     paid: float = 0.0
-    spent: float | None = None
+    spent: tuple[int, float] | None = None
 
     def start(self, past: Past, greedy: bool) -> None:
         """A text begins, knowing what others taught."""

@@ -33,13 +33,13 @@ class Prices:
     Attributes:
         beside: what steps of a text alone take beside their passes.
         batch: what steps of several texts take.
-        node: seconds that each drafted token of the last step took.
+        node: seconds that each drafted token of the last step took, in a batch as learnt from that step too.
     """
 
     def __init__(self, passes: PassCosts, padded: bool = False) -> None:
         self.passes, self.padded = passes, padded
         self.beside, self.batch, self.node = Beside(), BatchCosts(passes), 0.0
-        self._sent: tuple[float, int, int] | None = None
+        self._sent: tuple[float, int, int, int] | None = None
         self._rows: dict[int, float] = {}
         self._rooms: dict[int, float] = {}
 
@@ -102,19 +102,20 @@ class Prices:
         row = self.row(texts)
         return offer.surplus(1.0, row) > other.surplus(1.0, row)
 
-    def sizes(self, offers: Seq[Offer], shares: Seq[float]) -> list[int]:
+    def sizes(self, offers: Seq[Offer], shares: Seq[float], others: int = 0) -> list[int]:
         """How much of each draft to score, so that all texts together advance fastest.
 
         Args:
             offers: one a text.
             shares: in a batch, how much of what each is expected to bring comes true.
+            others: texts of the pass that have no draft.
         """
-        texts = len(offers)
+        texts = len(offers) + others
         if not any(offer.tree.drafted for offer in offers):
-            return [0] * texts
+            return [0] * len(offers)
         if texts == 1:
             return [int(self.rates(offers[0].gains).argmax())]
-        portions = Portions(offers, [share / MARGIN for share in shares], self.padded)
+        portions = Portions(offers, [share / MARGIN for share in shares], self.padded, others)
         rates = portions.gains / self.batch.each(texts, portions.rows)
         return portions.sizes(0 if self.batch.puzzling else int(rates.argmax()))
 
@@ -145,18 +146,21 @@ class Prices:
         """A step sets out on a pass over so many rows of each text."""
         texts = len(widths)
         rows = texts * max(widths) if self.padded else sum(widths)
-        self._sent, self.node = (clock(), texts, rows), 0.0
-        if rows > texts:
-            more = self.batch.drafted(texts, rows) if texts > 1 else self.passes(rows) - self.passes(1)
-            self.node = more / (sum(widths) - texts)
+        self._sent = clock(), texts, rows, sum(widths) - texts
+        self._share(*self._sent[1:])
 
     def end(self) -> bool:
         """The step is over; learns what one of a batch took. Whether it was one."""
         if self._sent is None:
             return False
-        (began, texts, rows), self._sent = self._sent, None
+        (began, texts, rows, drafted), self._sent = self._sent, None
         if texts > 1:
             self.batch.add(texts, rows, clock() - began)
+            self._share(texts, rows, drafted)
             self._rows.clear()
             self._rooms.clear()
         return texts > 1
+
+    def _share(self, texts: int, rows: int, drafted: int) -> None:
+        more = self.batch.drafted(texts, rows) if texts > 1 else self.passes(rows) - self.passes(1)
+        self.node = more / drafted if drafted else 0.0
