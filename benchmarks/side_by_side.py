@@ -6,8 +6,8 @@ A machine that others compute on changes its speed by a tenth from one text to t
 whole texts. Here both drafters' steps meet the same machine. Both write the same texts with the same weights, each from
 nothing learned; whose step comes first changes at every step. Prompts come one after the other, another one with every
 step, since several would be read in one step, too long to compare. The table says how many times as fast all texts are
-written with the second drafter (end to end; decoding: after the last prompt was read), and how many times as soon a
-request is answered, counted from when it came.
+written with the second drafter (end to end, and without the time in which prompts are read, which is the same work and
+on such a machine not the same time), and how many times as soon a request is answered, counted from when it came.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from paceline.sequence import Sequence
 
 @dataclass
 class Took:
-    """Seconds of a drafter's steps, in all and while prompts were read, and its tokens drafted, kept, written.
+    """Seconds of a drafter's steps, of which in reading prompts, and its tokens drafted, kept, written.
 
     `requests`: of every text from its arrival to its end, summed up.
     """
 
     seconds: float = 0.0
-    first: float = 0.0
+    reading: float = 0.0
     requests: float = 0.0
     drafted: int = 0
     kept: int = 0
@@ -54,18 +54,16 @@ def compare(engines: list[Engine], prompts: list[str], job: Job) -> list[Took]:
                 texts[i] += engines[i].submit(engines[i].request(prompt, seed=job.seed, **settings))
             if not engines[i].decoder.busy:
                 continue
-            reading = any(len(text.tokens) == text.prompt_length for text in texts[i])
             written = sum(text.finish_reason is not None for text in texts[i])
             began = time.perf_counter()
             engines[i].decoder.step()
             found[i].seconds += time.perf_counter() - began
             written = sum(text.finish_reason is not None for text in texts[i]) - written
             found[i].requests += written * found[i].seconds
-            if coming or reading:
-                found[i].first = found[i].seconds
         order.reverse()
     assert [text.tokens for text in texts[0]] == [text.tokens for text in texts[1]]
     for took, own in zip(found, texts, strict=True):
+        took.reading = sum(text.stats.prefill for text in own)
         took.drafted = sum(text.stats.drafted for text in own)
         took.kept = sum(text.stats.accepted for text in own)
         took.written = sum(text.stats.tokens for text in own)
@@ -75,11 +73,11 @@ def compare(engines: list[Engine], prompts: list[str], job: Job) -> list[Took]:
 def row(found: list[list[Took]]) -> str:
     """How many times as fast the second drafter is, medians over runs, and what it drafted."""
     whole = [first.seconds / second.seconds for first, second in found]
-    later = [(first.seconds - first.first) / (second.seconds - second.first) for first, second in found]
+    beside = [(first.seconds - first.reading) / (second.seconds - second.reading) for first, second in found]
     waits = [first.requests / second.requests for first, second in found]
     drafted, kept, written = (sum(getattr(second, n) for _, second in found) for n in ("drafted", "kept", "written"))
     return (
-        f"{statistics.median(whole):.3f} | {min(whole):.3f} to {max(whole):.3f} | {statistics.median(later):.3f} | "
+        f"{statistics.median(whole):.3f} | {min(whole):.3f} to {max(whole):.3f} | {statistics.median(beside):.3f} | "
         f"{statistics.median(waits):.3f} | {drafted / written:.0%} | {kept / max(1, drafted):.0%} |"
     )
 
@@ -101,7 +99,7 @@ def main() -> None:
     inflated, rows = None if given.size == "pocket" else given.size, given.at_once or given.batch
     model, tokenizer = load_model("pocket-code", dtype="bfloat16", inflated=inflated), load_tokenizer("pocket-code")
     Engine(model, tokenizer, drafter=given.drafters[1]).generate("def", max_new_tokens=4)
-    print("| texts | temperature | end to end | runs | decoding | a request | drafted of written | kept of drafted |")
+    print("| texts | temperature | end to end | runs | reading aside | a request | drafted of written | kept of drafted |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name, texts in load(given.workloads, limit=given.limit)[0].items():
         prompts = [prompt.text for prompt in texts]
