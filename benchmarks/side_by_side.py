@@ -99,7 +99,7 @@ def main() -> None:
     inflated, rows = None if given.size == "pocket" else given.size, given.at_once or given.batch
     model, tokenizer = load_model("pocket-code", dtype="bfloat16", inflated=inflated), load_tokenizer("pocket-code")
     Engine(model, tokenizer, drafter=given.drafters[1]).generate("def", max_new_tokens=4)
-    print("| texts | temperature | end to end | runs | reading aside | a request | drafted of written | kept of drafted |")
+    print("| texts | temperature | end to end | runs | reading aside | a request | drafted of written | kept |")
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for name, texts in load(given.workloads, limit=given.limit)[0].items():
         prompts = [prompt.text for prompt in texts]
