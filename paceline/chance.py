@@ -116,6 +116,8 @@ class OtherChance(Chance):
 class SeededChance(Chance):
     """Counter-based (Philox) randomness: equal on every platform for equal seed, stream and position.
 
+    All draws share a generator, so another thread needs a `twin`.
+
     Args:
         seed: the request's seed, any non-negative integer below 2**63.
         stream: which of the request's `n` samples this is.

@@ -5,7 +5,8 @@ became of such guesses in this text and others (`Trust`); call it `A(v)`. A step
 `E(n) = 1 + sum A(v)` tokens in expectation and takes `R(n)` seconds, where `R` is what a pass of that many rows was
 measured to cost on this device (`PassCosts`), plus drafting and judging. `n` maximises `E(n) / R(n)`; `n = 0` is
 plain decoding. Several texts in a batch share the pass, and the best nodes of all are scored (`Portions`). Where drafts
-bring less than asking for them takes, nobody is asked for a while, unless the text is seen to repeat itself (`Rest`).
+bring less than asking for them takes, nobody is asked for a while, unless the text is seen to repeat itself (`Rest`). A
+batch's texts are asked for together, where that pays for all, or no more is lost by it than may be (`Purse`).
 
 *Who drafts.* Drafters that take next to no time (copying, a table) are asked at every step, and the best draft of the
 step wins. Drafters that take time (a model) must be chosen before they are asked. They are arms of a `Bandit`, asked
@@ -284,7 +285,6 @@ class Auto(Ensemble):
             self._alone.add(spent)
         else:
             self._purse.asked(len(asked), spent)
-        if texts > 1:
             self._purse.add(self._saved(outcomes, spent))
 
     def _learn(self, outcome: Outcome, texts: int) -> None:
