@@ -108,11 +108,14 @@ def test_every_drafter_gets_something_accepted(tmp_path: Path) -> None:
     # Beside passes as short as theirs drafts may not pay, and then some drafters rightly hold back.
     engine.model.costs = deep.model.costs = PassCosts({1: 1.0, 32: 1.0})
     for spec in drafters(str(tmp_path))[1:]:
-        try:
-            results = engine.generate(PROMPTS, drafter=spec, max_new_tokens=40)
-        except Unsupported:  # too few layers to leave some out
-            results = deep.generate(PROMPTS, drafter=spec, max_new_tokens=40)
-        assert sum(r.stats.accepted for r in results) > 0, spec
+        # `auto` tries no model that has to read so much of a batch, but one text's.
+        batches = [[prompt] for prompt in PROMPTS] if spec.startswith("auto(copy=none") else [PROMPTS]
+        for prompts in batches:
+            try:
+                results = engine.generate(prompts, drafter=spec, max_new_tokens=40)
+            except Unsupported:  # too few layers to leave some out
+                results = deep.generate(prompts, drafter=spec, max_new_tokens=40)
+            assert sum(r.stats.accepted for r in results) > 0, spec
 
 
 @pytest.mark.parametrize("name", REFUSED)
